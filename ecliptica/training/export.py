@@ -1,0 +1,43 @@
+"""What a run leaves behind: `final/`, loadable by peft or transformers, and the record of how it was made."""
+
+import hashlib
+import json
+from importlib.metadata import version
+
+import torch
+
+from ecliptica.data.templates import as_text, render_context
+from model.lora import lora_layers, save_adapter
+from model.weights import copy_tokenizer, replaced_directory, save_model
+
+RECORD = "ecliptica.json"
+
+
+def record(config, template, steps):
+    """What somebody needs to use the export rightly: template, base model, objective, and whether it was an ablation."""
+    text = as_text(render_context(template, "{prompt}", "{instruction}"))
+    o = config.objective
+    return {
+        "template": template.name, "template_text": text, "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "base_model": config.model.path, "base_adapter": config.model.adapter or None, "dtype": config.model.dtype,
+        "objective": o.name, "beta": o.beta, "kl": o.kl, "kl_weight": [o.kl_weight_start, o.kl_weight_end], "steps": steps,
+        "ablation": is_ablation(o), "seed": config.training.seed,
+        "versions": {"torch": torch.__version__, "tokenizers": version("tokenizers"), "safetensors": version("safetensors")},
+    }
+
+
+def is_ablation(objective):
+    """A run whose KL is lifted or is none: stamped, so that its numbers are not taken for the method's."""
+    return objective.ablation or objective.kl in ("printed", "logratio")
+
+
+def export(model, run_dir, config, made):
+    """Write run_dir/final: the adapter in PEFT's layout, or the whole model in Hugging Face's, all or nothing."""
+    with replaced_directory(run_dir / "final") as out:
+        if lora_layers(model):
+            save_adapter(model, out, config.model.path)
+            copy_tokenizer(config.model.path, out)
+        else:
+            save_model(model, out, config.model.path, getattr(torch, config.model.dtype))
+        (out / RECORD).write_text(json.dumps(made, indent=2) + "\n")
+    return run_dir / "final"

@@ -1,0 +1,46 @@
+"""What a run writes down: one JSON object a step, and a progress line that a person can follow."""
+
+import json
+import sys
+
+from tqdm import tqdm
+
+NAMES = ("loss", "sft", "preference", "kl", "kl_weight", "logps/chosen", "logps/rejected", "logps/chosen_change",
+         "logps/rejected_change", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "saturated",
+         "grad_norm", "lr", "tokens_per_second", "preferences_per_second")
+
+
+def append(path, record):
+    """One line at the end of a JSONL file, on disk before this returns."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+class Log:
+    """metrics.jsonl and the progress bar: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, run_dir, steps):
+        self.path, self.steps, self.first = run_dir / "metrics.jsonl", steps, {}
+        self.bar = tqdm(total=steps, unit="step", disable=not sys.stderr.isatty())
+
+    def step(self, number, metrics):
+        for side in ("logps/chosen", "logps/rejected"):
+            if side in metrics:
+                change = metrics[side] - self.first.setdefault(side, metrics[side])
+                metrics[f"{side}_change"] = change  # a chosen likelihood that falls in silence is seen here
+        append(self.path, {"step": number} | {name: metrics.get(name) for name in NAMES})
+        shown = "  ".join(f"{name.rpartition('/')[2]} {metrics[name]:.4g}" for name in
+                          ("loss", "kl", "rewards/margins", "rewards/accuracies", "saturated", "preferences_per_second") if metrics.get(name) is not None)
+        self.bar.update()
+        self.bar.set_postfix_str(shown)
+        if self.bar.disable and (number % max(1, self.steps // 20) == 0 or number == self.steps - 1):
+            self.say(f"step {number + 1}/{self.steps}  {shown}")
+
+    def say(self, line):
+        if self.bar.disable:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self.bar.write(line, file=sys.stderr)
+
+    def close(self):
+        self.bar.close()
