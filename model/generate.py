@@ -85,16 +85,16 @@ def choose(logits_NV, temperature, top_p, generators):
 
 
 @torch.no_grad()
-def generate(model, prompts, max_new_tokens, stop_ids, temperature=0.0, top_p=1.0, seed=0):
+def generate(model, prompts, max_new_tokens, stop_ids, temperature=0.0, top_p=1.0, seeds=None):
     """Continue each prompt (list of token ids) by at most `max_new_tokens`; the stop token is not in the result.
 
-    seed: row n samples with its own generator, seed + n, so a row's text does not depend on its neighbours' sampling.
+    seeds: one a row (None: 0, 1, ...); a row samples with its own generator, so its text does not depend on its neighbours.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
     device = model.head_weight_VD.device
     cache = Cache(model, len(prompts), max(map(len, prompts)) + max_new_tokens)
-    generators = [torch.Generator().manual_seed(seed + n) for n in range(len(prompts))]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(prompts))]
     stops = torch.tensor(sorted(stop_ids), device=device, dtype=torch.int64)
     length_N = torch.tensor([len(prompt) for prompt in prompts], device=device)
     head_VD = model.head_weight_VD.to(model.dtype)

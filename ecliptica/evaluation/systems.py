@@ -1,0 +1,56 @@
+"""A system under test: a model, maybe an adapter, a tokenizer, a template. Loading, and the options every suite shares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ecliptica.data.templates import Template, get_template
+from ecliptica.training.export import RECORD
+from model.config import load_config, read_json
+from model.errors import InputError
+from model.llama import Llama
+from model.lora import load_adapter
+from model.tokenizer import Tokenizer, load_tokenizer
+from model.weights import load_model
+
+
+@dataclass(frozen=True)
+class System:
+    model: Llama
+    tokenizer: Tokenizer
+    template: Template | None  # None: contexts and responses come rendered
+    batch_tokens: int
+
+    @property
+    def window(self):
+        return self.model.config.max_position_embeddings
+
+
+def add_arguments(parser, template=True):
+    parser.add_argument("--model", required=True, help="Hugging Face model directory")
+    parser.add_argument("--adapter", help="LoRA adapter directory (PEFT layout)")
+    if template:
+        parser.add_argument("--template", required=True, help="llama3, chatml, alpaca, paper; none: the input is rendered text")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="packed tokens a forward pass takes at most")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(args):
+    """The System that the options name. Raises InputError: a template the tokenizer lacks, or not the one it was trained with."""
+    if args.batch_tokens < 1:
+        raise InputError(f"--batch-tokens: expected > 0, got {args.batch_tokens}")
+    load_config(args.model)  # says "no such model directory" before anything else does
+    tokenizer = load_tokenizer(args.model)
+    template = None if args.template == "none" else get_template(args.template, tokenizer)
+    for made in filter(None, (args.model, args.adapter)):
+        record = Path(made) / RECORD
+        trained_with = read_json(record)["template"] if record.exists() else args.template
+        if args.template not in ("none", trained_with):
+            raise InputError(f"--template {args.template}: {made} was trained with {trained_with}; use --template {trained_with}")
+    model = load_model(args.model, getattr(torch, args.dtype), args.device)
+    if args.adapter:
+        load_adapter(model, args.adapter)
+        model.requires_grad_(False).eval()
+    return System(model, tokenizer, template, args.batch_tokens)
