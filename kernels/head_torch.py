@@ -149,7 +149,7 @@ class TrainedHead(torch.autograd.Function):
         g_R, k_R = g_S[segments_R, None], k_S[segments_R, None]
         grad_hidden_RD = torch.zeros_like(hidden_RD, dtype=torch.float32)
         grad_weight_VD = torch.zeros_like(weight_VD)
-        width = max(1, min(V, SLICE, ctx.workspace_bytes // (16 * max(R, 1))))
+        width = max(1, min(V, SLICE, ctx.workspace_bytes // (24 * max(R, 1))))  # six float32 buffers [R, width] at most
         for start in range(0, V if R else 0, width):
             at = slice(start, min(start + width, V))
             W, rows = weight_VD[at], torch.arange(R, device=hidden_TD.device)

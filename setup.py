@@ -1,0 +1,17 @@
+"""Ecliptica: instruction-driven alignment. The packages are ecliptica, kernels and model; train.py and eval.py run from the checkout."""
+
+from setuptools import find_packages, setup
+
+PEERS = ["transformers", "peft", "trl", "accelerate", "datasets"]
+
+setup(
+    name="ecliptica-cita",
+    version="0.1.0",
+    description="CITA: contrastive instruction-tuned alignment, with an exact KL",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ecliptica*", "kernels*", "model*"]),
+    package_data={"ecliptica.isd": ["*.toml", "*.jsonl"], "ecliptica": ["recipes/*.toml"]},
+    install_requires=["torch>=2.6", "triton>=3.2; platform_system == 'Linux'", "safetensors", "tokenizers", "sentencepiece", "numpy", "tqdm"],
+    extras_require={"demo": ["gguf", "matplotlib"], "test": ["pytest", "gguf", "matplotlib"], "peer": PEERS},
+)

@@ -1,0 +1,187 @@
+"""linear_logp_kl against float64 autograd on dense logits."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernels import linear_logp_kl
+
+SHAPES = {  # T, R, S, D, V, width of the reference
+    "plain": (40, 70, 5, 64, 1000, 64), "one token vocabulary": (8, 9, 2, 16, 1, 16), "odd vocabulary": (30, 300, 4, 24, 4097, 24),
+    "wide reference": (20, 33, 3, 32, 515, 80), "one row": (3, 1, 1, 16, 129, 16), "many chunks": (50, 400, 7, 20, 2000, 20),
+}
+
+
+def case(T, R, S, D, V, D0, dtype=torch.float32, scale=1.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    hidden, ref_hidden = (scale * torch.randn(T, width, generator=g) for width in (D, D0))
+    weight, ref_weight = (0.3 * torch.randn(V, width, generator=g) for width in (D, D0))
+    rows, targets = torch.randint(0, T, (R,), generator=g), torch.randint(0, V, (R,), generator=g)
+    segments = torch.randint(0, max(S - 1, 1), (R,), generator=g)  # unsorted; the last segment of several stays empty
+    up = torch.randn(2, S, generator=g)
+    return [x.to(dtype) for x in (hidden, weight, ref_hidden, ref_weight)], (rows, targets, segments, S), up
+
+
+def run(floats, index, up, train_head, backend, **options):
+    hidden, weight, ref_hidden, ref_weight = (x.clone() for x in floats)
+    hidden.requires_grad_()
+    weight.requires_grad_(train_head)
+    out = linear_logp_kl(hidden, weight, *index, ref_hidden, ref_weight, backend=backend, **options)
+    ((out.logp_S * up[0]).sum() + (out.kl_S * up[1]).sum()).backward()
+    return {"logp": out.logp_S, "kl": out.kl_S, "ref_logp": out.ref_logp_S, "hidden.grad": hidden.grad} | (
+        {"weight.grad": weight.grad} if train_head else {})
+
+
+def relative(got, want):
+    scale = want.abs().max().clamp(min=1e-12)
+    return ((got.double() - want).abs().max() / scale).item()
+
+
+def close(got, want, value=1e-5, gradient=1e-4):
+    for name in want:
+        limit = gradient if name.endswith("grad") else value
+        if want[name].abs().max() < 1e-9:  # V = 1: everything is 0
+            assert got[name].abs().max() < 1e-6, name
+        else:
+            assert relative(got[name], want[name]) <= limit, name
+
+
+@pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_torch_equals_dense_float64(shape, train_head):
+    floats, index, up = case(*shape)
+    want = run([x.double() for x in floats], index, up.double(), train_head, "dense")
+    close(run(floats, index, up, train_head, "torch"), want)
+    close(run(floats, index, up, train_head, "torch", workspace_bytes=1 << 16), want)
+
+
+@pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_inputs_give_float32_statistics(dtype, train_head):
+    floats, index, up = case(*SHAPES["many chunks"], dtype=dtype)
+    want = run([x.double() for x in floats], index, up.double(), train_head, "dense")
+    close(run(floats, index, up, train_head, "torch"), want, value=1e-5, gradient=1e-2)
+
+
+def test_dense_is_the_textbook_formula():
+    floats, (rows, targets, segments, S), _ = case(*SHAPES["plain"])
+    hidden, weight, ref_hidden, ref_weight = (x.double() for x in floats)
+    got = linear_logp_kl(hidden, weight, rows, targets, segments, S, ref_hidden, ref_weight, backend="dense")
+    for s in range(S):
+        logp = kl = 0.0
+        for row, target in zip(rows[segments == s], targets[segments == s]):
+            p, q = torch.softmax(weight @ hidden[row], 0), torch.softmax(ref_weight @ ref_hidden[row], 0)
+            logp, kl = logp + p[target].log(), kl + (p * (p / q).log()).sum()
+        assert abs(got.logp_S[s] - logp) < 1e-9 and abs(got.kl_S[s] - kl) < 1e-9
+        assert got.tokens_S[s] == (segments == s).sum()
+
+
+@pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
+def test_huge_logits_stay_finite(train_head):
+    floats, index, up = case(20, 30, 3, 16, 700, 16, scale=1e4)
+    got = run(floats, index, up, train_head, "torch")
+    assert all(value.isfinite().all() for value in got.values())
+    close(got, run([x.double() for x in floats], index, up.double(), train_head, "dense"), value=1e-5, gradient=2e-2)
+
+
+@pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_model_gives_exactly_zero_kl_and_gradient(dtype, train_head):
+    (hidden, weight, _, _), index, _ = case(*SHAPES["many chunks"], dtype=dtype)
+    hidden.requires_grad_()
+    weight.requires_grad_(train_head)
+    out = linear_logp_kl(hidden, weight, *index, hidden)
+    out.kl_S.sum().backward()
+    assert (out.kl_S == 0).all() and torch.equal(out.logp_S, out.ref_logp_S)
+    assert (hidden.grad == 0).all() and (not train_head or (weight.grad == 0).all())
+
+
+def test_repeats_are_bitwise_equal():
+    floats, index, up = case(*SHAPES["many chunks"])
+    for train_head in (False, True):
+        first, second = (run(floats, index, up, train_head, "torch") for _ in range(2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_rows_gives_zeros_attached_to_the_graph():
+    for train_head in (False, True):
+        floats, _, _ = case(*SHAPES["plain"])
+        none = torch.zeros(0, dtype=torch.int64)
+        got = run(floats, (none, none, none, 3), torch.ones(2, 3), train_head, "torch")
+        assert got["logp"].requires_grad and not got["logp"].any() and not got["kl"].any() and not got["hidden.grad"].any()
+
+
+def test_without_a_reference_there_is_no_kl():
+    (hidden, weight, _, _), index, up = case(*SHAPES["plain"])
+    hidden.requires_grad_()
+    out = linear_logp_kl(hidden, weight, *index)
+    assert out.kl_S is None and out.ref_logp_S is None
+    want = linear_logp_kl(hidden.double(), weight.double(), *index, backend="dense")
+    assert relative(out.logp_S, want.logp_S) < 1e-6
+    (got_grad,) = torch.autograd.grad((out.logp_S * up[0]).sum(), hidden)
+    (want_grad,) = torch.autograd.grad((want.logp_S * up[0].double()).sum(), hidden)
+    assert relative(got_grad, want_grad) < 1e-5
+
+
+def test_frozen_inputs_and_non_contiguous_ones():
+    (hidden, weight, ref_hidden, _), index, _ = case(*SHAPES["plain"])
+    strided = torch.stack([hidden, hidden], -1)[..., 0]
+    assert not strided.is_contiguous()
+    out = linear_logp_kl(strided, weight.T.contiguous().T, *index, ref_hidden)
+    want = linear_logp_kl(hidden, weight, *index, ref_hidden, backend="dense")
+    assert not out.logp_S.requires_grad and relative(out.kl_S, want.kl_S.double()) < 1e-5
+
+
+def test_splitting_a_segment_keeps_its_sum_and_kl_is_not_negative():
+    floats, (rows, targets, _, _), _ = case(*SHAPES["plain"])
+    hidden, weight, ref_hidden, ref_weight = floats
+    each = linear_logp_kl(hidden, weight, rows, targets, torch.arange(70), 70, ref_hidden, ref_weight)
+    whole = linear_logp_kl(hidden, weight, rows, targets, torch.zeros(70, dtype=torch.int64), 1, ref_hidden, ref_weight)
+    assert relative(each.kl_S.sum(), whole.kl_S[0].double()) < 1e-6 and relative(each.logp_S.sum(), whole.logp_S[0].double()) < 1e-6
+    assert each.kl_S.min() >= -1e-5 and each.logp_S.max() <= 1e-5
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"targets_R": torch.tensor([0, 1000])}, r"targets_R: expected values in \[0, 1000\), got 1000"),
+    ({"rows_R": torch.tensor([0, -1])}, r"rows_R: expected values in \[0, 40\), got -1"),
+    ({"segments_R": torch.tensor([0, 2])}, r"segments_R: expected values in \[0, 2\), got 2"),
+    ({"segments_R": torch.tensor([0])}, "segments_R: expected 2 entries"),
+    ({"targets_R": torch.tensor([0.0, 1.0])}, "targets_R: expected a vector of int64"),
+    ({"weight_VD": torch.zeros(1000, 63)}, "weight_VD: expected width 64"),
+    ({"ref_hidden_TD": torch.zeros(39, 64)}, "ref_hidden_TD: expected 40 rows"),
+    ({"ref_hidden_TD": torch.zeros(40, 32)}, r"ref_weight_VD: expected shape \[1000, 32\]"),
+    ({"hidden_TD": torch.zeros(40, 64, dtype=torch.float64)}, "hidden_TD: expected float32, bfloat16 or float16"),
+    ({"backend": "cuda"}, "backend: expected one of auto, dense, torch, got 'cuda'"),
+    ({"num_segments": -1}, "num_segments: expected an int >= 0"),
+])
+def test_errors_name_the_argument(change, message):
+    arguments = {"hidden_TD": torch.zeros(40, 64), "weight_VD": torch.zeros(1000, 64), "rows_R": torch.tensor([0, 1]),
+                 "targets_R": torch.tensor([0, 1]), "segments_R": torch.tensor([0, 1]), "num_segments": 2}
+    with pytest.raises(ValueError, match=message):
+        linear_logp_kl(**(arguments | change))
+
+
+PEAK = """
+import resource, torch
+from kernels import linear_logp_kl
+R, D, V, train = 2048, 576, 49152, {train}
+hidden, ref = torch.randn(R, D, requires_grad=True), torch.randn(R, D)
+weight = torch.randn(V, D).mul_(0.05).requires_grad_(train)
+rows = torch.arange(R)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+torch.mm(hidden.detach()[:64], weight.detach()[:64].T)  # the library's own buffers
+if train: weight.grad = torch.zeros_like(weight)
+before = peak()
+out = linear_logp_kl(hidden, weight, rows, rows, rows // 64, 32, ref, workspace_bytes=64 << 20)
+(out.logp_S.sum() + out.kl_S.sum()).backward()
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["frozen", "trained"])
+def test_peak_extra_memory_is_the_workspace_and_outputs_of_size_R_D(train):
+    done = subprocess.run([sys.executable, "-c", PEAK.format(train=train)], capture_output=True, text=True, check=True)
+    outputs = 6 * 2048 * 576 * 4 + train * 49152 * 576 * 4  # J, K, gradients, gathered rows; dW before it joins .grad
+    assert int(done.stdout) <= (64 << 20) + outputs + (32 << 20), f"{int(done.stdout) >> 20} MiB"
