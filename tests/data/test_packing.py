@@ -1,0 +1,107 @@
+"""Packed and unpacked agree: log-probs, KL, gradients. Truncation by its rules. Batches by theirs."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ecliptica.data.loader import Batches
+from ecliptica.data.packing import encode, pack
+from ecliptica.data.templates import get_template
+from ecliptica.policy import adapter_off_reference, score
+from ecliptica.schema import Counts, Encoded, Preference
+from model.attention import PaddedPacked
+from model.lora import add_lora, lora_layers
+from model.weights import load_model
+
+
+@pytest.fixture(scope="module")
+def policy(tiny):
+    model = add_lora(load_model(tiny), 4, 8, ("q_proj", "v_proj", "down_proj"))
+    for layer in lora_layers(model).values():
+        layer.lora_B.data.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def examples(count=6, responses=3):
+    g = torch.Generator().manual_seed(0)
+
+    def ids(low, high):
+        return tuple(torch.randint(3, 49152, (int(torch.randint(low, high, (1,), generator=g)),), generator=g).tolist())
+
+    return [Encoded(f"e{n}", ids(1, 40), tuple(ids(1, 25) for _ in range(responses)), (0.0,) * responses) for n in range(count)]
+
+
+def measure(model, groups):
+    """Per-sequence numbers and gradients of the sum of weighted logp and kl, over packed groups of examples."""
+    model.zero_grad()
+    logp, kl = [], []
+    for group in groups:
+        stats = score(model, pack(group), adapter_off_reference(model))
+        logp.append(stats.logp_S)
+        kl.append(stats.kl_S)
+        (stats.logp_S.sum() + 0.5 * stats.kl_S.sum()).backward()
+    return torch.cat(logp).detach(), torch.cat(kl).detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def test_packing_equals_one_sequence_at_a_time(policy):
+    packed = examples()
+    alone = [[Encoded(e.id, e.context, (response,), (0.0,))] for e in packed for response in e.responses]
+    want, got = measure(policy, alone), measure(policy, [packed])
+    assert (got[0] - want[0]).abs().max() < 2e-4 and (got[1] - want[1]).abs().max() < 2e-4
+    assert len(got[2]) == 12 and all((a - b).abs().max() <= 1e-4 * b.abs().max() for a, b in zip(got[2], want[2]))
+
+
+def test_log_probs_equal_dense_float64(policy, tiny):
+    """Every response behind its own copy of the prompt, full logits, float64."""
+    wide = load_model(tiny, torch.float64)
+    for example, logp in zip(examples(2), score(load_model(tiny), pack(examples(2)), grad=False).logp_S.view(2, 3)):
+        for response, got in zip(example.responses, logp):
+            tokens = torch.tensor(example.context + response)
+            nothing = torch.zeros_like(tokens)
+            with torch.no_grad():
+                table = wide.forward_logits(tokens, torch.arange(len(tokens)), PaddedPacked(nothing, nothing)).log_softmax(-1)
+            rows = torch.arange(len(example.context) - 1, len(tokens) - 1)
+            assert abs(table[rows, torch.tensor(response)].sum() - got) < 1e-3
+
+
+def test_layout_of_a_packed_preference():
+    batch = pack([Encoded("a", (5, 6), ((7, 8), (9,))), Encoded("b", (5,), ((2,), (2, 2)))])
+    assert batch.tokens_T.tolist() == [5, 6, 7, 8, 9, 5, 2, 2, 2]
+    assert batch.positions_T.tolist() == [0, 1, 2, 3, 2, 0, 1, 1, 2]
+    assert batch.rows_R.tolist() == [1, 2, 1, 5, 5, 7]
+    assert batch.targets_R.tolist() == [7, 8, 9, 2, 2, 2]
+    assert batch.segments_R.tolist() == [0, 0, 1, 2, 3, 3] and batch.owner_S.tolist() == [0, 0, 1, 1]
+
+
+def preference(words, chosen="Yes indeed.", rejected="No, never."):
+    return Preference("x", " ".join(f"word{n}" for n in range(words)), (chosen, rejected), "Keep this instruction whole.")
+
+
+def test_truncation_cuts_the_prompt_on_the_left_then_responses_on_the_right(tokenizer):
+    template, counts = get_template("chatml", tokenizer), Counts()
+    end = tokenizer.token_id("<|im_end|>")
+    whole = encode(preference(300), tokenizer, template, 4096, counts=counts)
+    cut = encode(preference(300), tokenizer, template, 200, counts=counts)
+    assert len(cut.context) + max(map(len, cut.responses)) <= 200 and cut.responses == whole.responses
+    text = tokenizer.decode(cut.context)
+    assert "Keep this instruction whole." in text and "word299" in text and "word0 " not in text
+    long = encode(preference(300, chosen="so " * 400), tokenizer, template, 200, counts=counts)
+    assert len(long.context) + len(long.responses[0]) == 200 and end not in long.responses[0]
+    assert long.responses[1][-1] == end and "word299" in tokenizer.decode(long.context)
+    assert encode(preference(300), tokenizer, template, 20, counts=counts) is None
+    same = Preference("same", "p", ("yes " * 300 + "a", "yes " * 300 + "b"), "I")
+    assert encode(same, tokenizer, template, 64, counts=counts) is None
+    assert (counts.kept, counts.prompts_cut, counts.responses_cut, counts.dropped) == (3, 2, 3, ["x", "same"])
+
+
+def test_batches_depend_on_the_seed_alone_and_every_epoch_is_a_permutation():
+    training = SimpleNamespace(batch_preferences=4, micro_preferences=3, epochs=2, max_steps=0, seed=5)
+    many = [Encoded(str(n), (1,) * (n + 1), ((2,), (3,))) for n in range(10)]
+    batches = Batches(many, training)
+    assert batches.steps == 6
+    epochs = [[name for step in range(e * 3, e * 3 + 3) for batch in batches.step(step) for name in batch.ids] for e in range(2)]
+    assert all(sorted(epoch, key=int) == [str(n) for n in range(10)] for epoch in epochs) and epochs[0] != epochs[1]
+    torch.rand(7)
+    assert [b.ids for b in Batches(many, training).step(4)] == [b.ids for b in batches.step(4)]
+    assert [len(b.ids) for b in batches.step(0)] == [3, 1] and [len(b.ids) for b in batches.step(2)] == [2]
