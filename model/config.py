@@ -36,11 +36,16 @@ def read_json(path):
         raise InputError(f"{path}: not valid JSON ({error}); the file may be cut short: copy it again") from error
 
 
-def load_config(model_dir):
-    """Read `model_dir/config.json`. Raises InputError for another architecture or a setting this model has no code for."""
-    path = Path(model_dir) / "config.json"
+def existing(model_dir):
+    """The directory as a Path. Raises InputError if there is none."""
     if not Path(model_dir).is_dir():
         raise InputError(f"{model_dir}: no such model directory; expected config.json, *.safetensors and tokenizer files")
+    return Path(model_dir)
+
+
+def load_config(model_dir):
+    """Read `model_dir/config.json`. Raises InputError for another architecture or a setting this model has no code for."""
+    path = existing(model_dir) / "config.json"
     raw = read_json(path)
     if raw.get("model_type") != "llama":
         raise InputError(f"{path}: model_type is {raw.get('model_type')!r}; this model is 'llama' (LlamaForCausalLM) only")

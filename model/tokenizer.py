@@ -13,7 +13,7 @@ import sentencepiece
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from model.config import read_json
+from model.config import existing, read_json
 from model.errors import InputError
 
 LLAMA3_SPLIT = (
@@ -118,7 +118,7 @@ class _SentencePiece:
 
 def load_tokenizer(model_dir):
     """The tokenizer of a model directory: tokenizer.json, else tokenizer.model. Raises InputError for a missing or broken file."""
-    model_dir = Path(model_dir)
+    model_dir = existing(model_dir)
     path = next((model_dir / name for name in ("tokenizer.json", "tokenizer.model") if (model_dir / name).exists()), None)
     if path is None:
         raise InputError(f"{model_dir}: no tokenizer.json and no tokenizer.model; copy the model's tokenizer beside its weights")
@@ -145,8 +145,6 @@ def read_backend(path):
         processor.LoadFromSerializedProto(data)
     except RuntimeError as error:
         raise InputError(f"{path}: neither tokenizers JSON, nor Llama-3 ranks, nor a sentencepiece model; copy the file again") from error
-    if processor.get_piece_size() == 0:
-        raise InputError(f"{path}: an empty file; expected tokenizers JSON, Llama-3 ranks or a sentencepiece model")
     return _SentencePiece(processor)
 
 

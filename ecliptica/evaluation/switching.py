@@ -8,9 +8,8 @@ import numpy as np
 
 def switch(s_JK):
     """Share of instruction pairs a < b with s_aa + s_bb - s_ab - s_ba > 0: length and response prior cancel. Chance 1/2."""
-    diagonal = np.diag(s_JK)
-    gain = diagonal[:, None] + diagonal[None, :] - s_JK - s_JK.T
-    gain = gain[np.triu_indices(len(s_JK), 1)]
+    own = np.diag(s_JK)[None, :] - s_JK  # [j, k]: what response k gains from its own instruction over j; exactly 0 if the instruction is ignored
+    gain = (own + own.T)[np.triu_indices(len(s_JK), 1)]
     return float(np.mean((gain > 0) + 0.5 * (gain == 0)))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ecliptica.data.templates import Template, get_template
 from ecliptica.training.export import RECORD
-from model.config import load_config, read_json
+from model.config import read_json
 from model.errors import InputError
 from model.llama import Llama
 from model.lora import load_adapter
@@ -41,7 +41,6 @@ def load(args):
     """The System that the options name. Raises InputError: a template the tokenizer lacks, or not the one it was trained with."""
     if args.batch_tokens < 1:
         raise InputError(f"--batch-tokens: expected > 0, got {args.batch_tokens}")
-    load_config(args.model)  # says "no such model directory" before anything else does
     tokenizer = load_tokenizer(args.model)
     template = None if args.template == "none" else get_template(args.template, tokenizer)
     for made in filter(None, (args.model, args.adapter)):
