@@ -9,9 +9,6 @@ from kernels import linear_logp_kl
 from model.attention import packed_attention
 from model.lora import adapters_off
 
-KL_KINDS = ("exact", "printed", "logratio", "none")
-
-
 def hidden(model, batch):
     """Final hidden states [T, D] of a packed batch."""
     attend = packed_attention(batch.document_T, batch.branch_T)

@@ -95,17 +95,15 @@ class FrozenHead(torch.autograd.Function):
         inputs = hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, ref_weight_VD
         stats, chunks = _chunks(inputs, workspace_bytes, buffers=4)
         ctx.has_ref, R, D = ref_hidden_TD is not None, rows_R.numel(), hidden_TD.shape[1]
-        # p and p (s - s_bar) only meet the head here: bfloat16 rounding of a gradient, as in any bfloat16 backward
-        narrow = weight_VD.dtype if weight_VD.dtype == torch.bfloat16 else torch.float32
         J = hidden_TD.new_empty(R if needs_grad else 0, D, dtype=torch.float32)
         K = torch.empty_like(J) if ctx.has_ref else J.new_empty(0, D)
         for at, s, p in chunks:
             if needs_grad:
-                W = weight_VD.to(narrow)
-                J[at] = weight_VD[targets_R[at]].float() - (p.to(narrow) @ W).float()
+                # p and p (s - s_bar) meet the head in its own precision: rounding of a gradient, as in any bfloat16 backward
+                J[at] = weight_VD[targets_R[at]].float() - (p.to(weight_VD.dtype) @ weight_VD).float()
                 if ctx.has_ref:
                     s.sub_(stats.s_bar[at, None]).mul_(p)
-                    K[at] = (s.to(narrow) @ W).float()
+                    K[at] = (s.to(weight_VD.dtype) @ weight_VD).float()
         ctx.save_for_backward(J, K, rows_R, segments_R)
         ctx.shape_TD, ctx.dtype = hidden_TD.shape, hidden_TD.dtype
         ref_logp_S = sum_by_index(stats.ref_logp, segments_R, num_segments)
@@ -142,9 +140,7 @@ class TrainedHead(torch.autograd.Function):
     def backward(ctx, g_S, k_S, _):
         hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, ref_weight_VD, segments_R, lse_R, s_bar_R = ctx.saved_tensors
         R, V = rows_R.numel(), weight_VD.shape[0]
-        narrow = weight_VD.dtype if weight_VD.dtype == torch.bfloat16 else torch.float32
         hidden_RD = hidden_TD.index_select(0, rows_R)
-        hidden_narrow = hidden_RD.to(narrow)
         ref_RD = ref_hidden_TD.index_select(0, rows_R) if ref_hidden_TD is not None else None
         g_R, k_R = g_S[segments_R, None], k_S[segments_R, None]
         grad_hidden_RD = torch.zeros_like(hidden_RD, dtype=torch.float32)
@@ -162,8 +158,8 @@ class TrainedHead(torch.autograd.Function):
             here = (targets_R >= at.start) & (targets_R < at.stop)
             # one target a row, so no two additions meet: no order to keep
             dz[rows, (targets_R - at.start).clamp(0, at.stop - at.start - 1)] += torch.where(here, g_R[:, 0], 0)
-            dz = dz.to(narrow)
-            grad_weight_VD[at] = (dz.T @ hidden_narrow).to(weight_VD.dtype)
-            grad_hidden_RD += (dz @ W.to(narrow)).float()
+            dz = dz.to(W.dtype)
+            grad_weight_VD[at] = dz.T @ hidden_RD.to(W.dtype)
+            grad_hidden_RD += (dz @ W).float()
         grad_TD = sum_by_index(grad_hidden_RD, rows_R, hidden_TD.shape[0])
         return grad_TD.to(hidden_TD.dtype), grad_weight_VD, *[None] * 8

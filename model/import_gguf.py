@@ -176,7 +176,7 @@ def import_gguf(source, out_dir, tokenizer_file=None, force=False):
     path, out_dir = find(source), Path(out_dir)
     with open(path, "rb") as file:
         origin = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    if out_dir.exists() and not force:
+    if out_dir.exists() and not force and not (out_dir.is_dir() and not any(out_dir.iterdir())):
         config_path = out_dir / "config.json"
         if config_path.exists() and read_json(config_path).get("ecliptica_source") == origin:
             print(f"{out_dir}: already imported from {path.name}")

@@ -1,5 +1,7 @@
 """From a file to micro-batches: which preferences make up each optimizer step, in an order that only the seed decides."""
 
+from dataclasses import replace
+
 import torch
 
 from ecliptica.data import formats
@@ -15,7 +17,7 @@ def load_examples(path, config, tokenizer, template, responses):
     examples = []
     for preference in preferences:
         if not config.use_instruction:
-            preference = type(preference)(**(vars(preference) | {"instruction": None}))
+            preference = replace(preference, instruction=None)
         example = encode(preference, tokenizer, template, config.max_tokens, config.contrastive, counts, responses)
         if example is not None:
             examples.append(example)

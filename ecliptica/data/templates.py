@@ -14,6 +14,9 @@ class Control:
     text: str
 
 
+EOS = Control("<end of sequence>")  # stands for the model's own end-of-sequence token, whatever it is called
+
+
 @dataclass(frozen=True)
 class Template:
     name: str
@@ -76,7 +79,7 @@ def render_context(template, prompt, instruction=None, turns=(), rejected=None):
     pieces = [Control(template.bos)] if template.bos else []
     for user, assistant in turns:
         pieces += [*template.user_open, user, *template.user_close, assistant, template.before_end]
-        pieces += [Control(template.end) if template.end else Control("eos"), template.after_end]
+        pieces += [end_of_turn(template), template.after_end]
     return (*pieces, *template.user_open, body(prompt, instruction, rejected), *template.user_close)
 
 
@@ -89,13 +92,17 @@ def encode_pieces(tokenizer, pieces):
             continue
         ids += tokenizer.encode(text) if text else []
         text = ""
-        ids.append(tokenizer.eos_ids[0] if piece.text == "eos" else tokenizer.token_id(piece.text))
+        ids.append(tokenizer.eos_ids[0] if piece is EOS else tokenizer.token_id(piece.text))
     return ids + (tokenizer.encode(text) if text else [])
+
+
+def end_of_turn(template):
+    return Control(template.end) if template.end else EOS
 
 
 def response_pieces(template, response):
     """The response and its end of turn. Encoded apart from the context: no token merges across the boundary."""
-    return response + template.before_end, Control(template.end or "eos")
+    return response + template.before_end, end_of_turn(template)
 
 
 def as_text(pieces):

@@ -12,7 +12,7 @@ from ecliptica.config import as_toml
 from ecliptica.data.loader import Batches, load_examples, micro_batches
 from ecliptica.data.templates import TEMPLATES, encode_pieces, get_template, render_context
 from ecliptica.training import export, reference, schedules
-from ecliptica.training.metrics import Log, append
+from ecliptica.training.metrics import Log, append, shown
 from ecliptica.training.step import evaluate, optimizer_step
 from model.errors import InputError
 from model.generate import generate
@@ -63,7 +63,9 @@ def train(config):
             log.step(step, metrics | {"lr": lr, "kl_weight": lam})
             if due(step, config.training.eval_every, batches.steps) and held_out:
                 packed = [batch.to(device) for batch in micro_batches(held_out, config.training.micro_preferences)]
-                append(run_dir / "eval.jsonl", {"step": step} | evaluate(model, frozen, objective, config.objective, packed, lam))
+                found = evaluate(model, frozen, objective, config.objective, packed, lam)
+                append(run_dir / "eval.jsonl", {"step": step} | found)
+                log.say(f"  held out: {shown(found)}")
             if due(step, config.training.sample_every, batches.steps):
                 sample(model, tokenizer, template, config, run_dir, step, log)
     finally:

@@ -10,6 +10,14 @@ NAMES = ("loss", "sft", "preference", "kl", "kl_weight", "logps/chosen", "logps/
          "grad_norm", "lr", "tokens_per_second", "preferences_per_second")
 
 
+SHOWN = ("loss", "kl", "rewards/margins", "rewards/accuracies", "saturated", "preferences_per_second")
+
+
+def shown(metrics):
+    """The few numbers a person follows, on one line."""
+    return "  ".join(f"{name.rpartition('/')[2]} {metrics[name]:.4g}" for name in SHOWN if metrics.get(name) is not None)
+
+
 def append(path, record):
     """One line at the end of a JSONL file, on disk before this returns."""
     with open(path, "a", encoding="utf-8") as file:
@@ -29,12 +37,10 @@ class Log:
                 change = metrics[side] - self.first.setdefault(side, metrics[side])
                 metrics[f"{side}_change"] = change  # a chosen likelihood that falls in silence is seen here
         append(self.path, {"step": number} | {name: metrics.get(name) for name in NAMES})
-        shown = "  ".join(f"{name.rpartition('/')[2]} {metrics[name]:.4g}" for name in
-                          ("loss", "kl", "rewards/margins", "rewards/accuracies", "saturated", "preferences_per_second") if metrics.get(name) is not None)
         self.bar.update()
-        self.bar.set_postfix_str(shown)
+        self.bar.set_postfix_str(shown(metrics))
         if self.bar.disable and (number % max(1, self.steps // 20) == 0 or number == self.steps - 1):
-            self.say(f"step {number + 1}/{self.steps}  {shown}")
+            self.say(f"step {number + 1}/{self.steps}  {shown(metrics)}")
 
     def say(self, line):
         if self.bar.disable:

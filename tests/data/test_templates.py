@@ -30,7 +30,7 @@ def llama3(tmp_path_factory):
 @pytest.mark.parametrize("name, context, response", [
     ("llama3", LLAMA3, "Hello.<|eot_id|>"), ("paper", PAPER, "Hello.\n<|eot_id|>"),
     ("chatml", "<|im_start|>user\n### Alignment Instruction:\nBe kind.\n\n### User Prompt:\nHi?<|im_end|>\n<|im_start|>assistant\n", "Hello.<|im_end|>"),
-    ("alpaca", "### Instruction:\n### Alignment Instruction:\nBe kind.\n\n### User Prompt:\nHi?\n\n### Response:\n", "Hello.eos"),
+    ("alpaca", "### Instruction:\n### Alignment Instruction:\nBe kind.\n\n### User Prompt:\nHi?\n\n### Response:\n", "Hello.<end of sequence>"),
 ])
 def test_rendering(name, context, response):
     template = TEMPLATES[name]

@@ -4,6 +4,7 @@ Log-probs only, no judge. The base model under the same instructions is the prom
 paired by prompt. Writes results.json, samples.jsonl (every score) and table.md into --out.
 """
 
+import argparse
 import json
 import sys
 from contextlib import nullcontext
@@ -82,7 +83,7 @@ def runs(args, system):
     if args.adapter:
         return [("prompting-only", system, adapters_off(system.model)), ("trained", system, nullcontext())]
     if args.base:
-        control = systems.load(type(args)(**(vars(args) | {"model": args.base})))
+        control = systems.load(argparse.Namespace(**(vars(args) | {"model": args.base})))
         return [("prompting-only", control, nullcontext()), ("trained", system, nullcontext())]
     return [("prompting-only", system, nullcontext())]
 
