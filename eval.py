@@ -1,14 +1,13 @@
 """Evaluate: python eval.py SUITE ... (score, generate, switch). `python eval.py SUITE --help` lists a suite's options."""
 
-import argparse
 import sys
 
-from ecliptica import cli
 from ecliptica.evaluation import suites
+from model import cli
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     commands = parser.add_subparsers(dest="suite", required=True)
     for name in suites.NAMES:
         suite = suites.get(name)

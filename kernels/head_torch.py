@@ -22,14 +22,16 @@ def sum_by_index(values, index, size):
     return torch.segment_reduce(values[order].contiguous(), "sum", offsets=offsets, axis=0, initial=0, unsafe=True)
 
 
-def logits(hidden_ND, weight_VD, out):
-    """out[N, V] = hidden W^T in float32 whatever the inputs: bfloat16 logits would bias the KL by up to 2.7e-3 nats a token."""
-    hidden = hidden_ND.float()
-    if weight_VD.dtype == torch.float32:
-        return torch.mm(hidden, weight_VD.T, out=out)
-    for start in range(0, weight_VD.shape[0], SLICE):
-        torch.mm(hidden, weight_VD[start : start + SLICE].float().T, out=out[:, start : start + SLICE])
-    return out
+def logits(weight_VD, *pairs):
+    """out[N, V] = hidden W^T for each (hidden, out), in float32 whatever the inputs: bfloat16 logits would bias the KL by up to
+    2.7e-3 nats a token. Policy and reference are products of the same shape, never one taller one: equal inputs, equal bits.
+    """
+    step = weight_VD.shape[0] if weight_VD.dtype == torch.float32 else SLICE
+    wide = [(hidden.float(), out) for hidden, out in pairs]
+    for start in range(0, weight_VD.shape[0], step):
+        slice_WD = weight_VD[start : start + step].float()
+        for hidden, out in wide:
+            torch.mm(hidden, slice_WD.T, out=out[:, start : start + step])
 
 
 def log_sum_exp(z_NV, probs_NV):
@@ -70,9 +72,17 @@ def _chunks(ctx_inputs, workspace_bytes, buffers):
             n = at.stop - at.start
             z, p = work[0, :n], work[1, :n]
             target = targets_R[at, None]
-            logits(hidden_TD.index_select(0, rows_R[at]), weight_VD, out=z)
-            if ref_hidden_TD is not None:
-                r = logits(ref_hidden_TD.index_select(0, rows_R[at]), ref_weight_VD, out=work[2, :n])
+            policy = hidden_TD.index_select(0, rows_R[at]), z
+            if ref_hidden_TD is None:
+                logits(weight_VD, policy)
+            else:
+                r = work[2, :n]
+                reference = ref_hidden_TD.index_select(0, rows_R[at]), r
+                if ref_weight_VD.is_set_to(weight_VD):
+                    logits(weight_VD, policy, reference)  # a shared head is widened once
+                else:
+                    logits(weight_VD, policy)
+                    logits(ref_weight_VD, reference)
                 stats.ref_lse[at] = log_sum_exp(r, p)
                 stats.ref_logp[at] = r.gather(1, target)[:, 0] - stats.ref_lse[at]
             stats.lse[at] = log_sum_exp(z, p)

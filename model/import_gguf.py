@@ -3,7 +3,6 @@
 SOURCE is a file, or the name of an installed package that carries one: its files are found without importing it.
 """
 
-import argparse
 import hashlib
 import importlib.metadata
 import json
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 
+from model import cli
 from model.config import LlamaConfig, read_json
 from model.errors import InputError
 from model.llama import rope_frequencies
@@ -192,20 +192,19 @@ def import_gguf(source, out_dir, tokenizer_file=None, force=False):
     return out_dir
 
 
-def main(argv=None):
-    """Returns the exit code: 2 and one line on stderr for bad input."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def command(argv=None):
+    parser = cli.Parser(prog="python -m model.import_gguf", description=__doc__)
     parser.add_argument("source", help="a .gguf file, or the name of an installed package that carries one")
     parser.add_argument("out_dir", help="directory to write")
     parser.add_argument("--tokenizer", help="sentencepiece tokenizer.model, for GGUF files that store theirs in part")
     parser.add_argument("--force", action="store_true", help="replace OUT_DIR")
     args = parser.parse_args(argv)
-    try:
-        import_gguf(args.source, args.out_dir, args.tokenizer, args.force)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    import_gguf(args.source, args.out_dir, args.tokenizer, args.force)
+
+
+def main(argv=None):
+    """Returns the exit code: 2 and one line on stderr for bad input."""
+    return cli.run(command, argv)
 
 
 if __name__ == "__main__":

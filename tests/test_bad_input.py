@@ -10,9 +10,8 @@ import pytest
 
 import eval as evaluate
 import train
-from ecliptica import cli
 from ecliptica.isd import __main__ as isd
-from model import import_gguf
+from model import cli, import_gguf
 from tests.conftest import write_jsonl
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +149,6 @@ def test_other_commands(place, capsys):
 
 
 def test_a_real_process_prints_one_line_and_exits_with_2(place):
-    for arguments in (["train.py", "r.toml", "objective.betta=1"], ["eval.py", "score", "--model", "nowhere", "--template", "chatml", "--data", "score.jsonl", "--out", "o"]):
+    for arguments in (["train.py", "r.toml", "objective.betta=1"], ["train.py"], ["eval.py", "score", "--modle", "x"], ["eval.py", "score", "--model", "nowhere", "--template", "chatml", "--data", "score.jsonl", "--out", "o"]):
         done = subprocess.run([sys.executable, ROOT / arguments[0], *arguments[1:]], cwd=place, capture_output=True, text=True)
         assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")

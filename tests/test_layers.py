@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PEERS = {"transformers", "peft", "trl"}
 BELOW = {"kernels": set(), "model": {"kernels"}, "ecliptica": {"kernels", "model"}}  # who may import whom, beside itself
 FLOORS = [  # ecliptica's own floors, from the ground up
-    {"schema"}, {"config", "policy", "objectives", "isd", "cli"}, {"data"}, {"training", "evaluation"},
+    {"schema"}, {"config", "policy", "objectives", "isd"}, {"data"}, {"training", "evaluation"},
 ]
 SHARED = {"jsonl"}  # ecliptica.data.jsonl reads lines for everybody
 

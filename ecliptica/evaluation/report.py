@@ -3,7 +3,6 @@
 Reads metrics.jsonl, config.toml, switch/results.json and, where they are, before.jsonl and after.jsonl (generations).
 """
 
-import argparse
 import base64
 import html
 import io
@@ -11,9 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from ecliptica import cli
 from ecliptica.data.jsonl import records
 from ecliptica.evaluation.suites.switch import METRICS
+from model import cli
 from model.config import read_json
 from model.errors import InputError
 
@@ -155,7 +154,7 @@ def build(run_dir):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("run_dir", help="a run directory with metrics.jsonl, final/ and switch/results.json")
     args = parser.parse_args(argv)
     try:

@@ -1,17 +1,16 @@
 """The bank as files: `build` writes contrastive preferences in format `cita`, `contexts` one prompt under several instructions."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
-from ecliptica import cli
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, PARAPHRASE, SPLITS, load_bank, load_instructions, pairs
+from model import cli
 from model.errors import InputError
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m ecliptica.isd", description=__doc__)
+    parser = cli.Parser(prog="python -m ecliptica.isd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="write contrastive preferences of a split")
     build.add_argument("--split", default="train", choices=SPLITS)

@@ -1,8 +1,16 @@
 """What every command does about errors: the user's are one line and exit code 2, ours keep their traceback."""
 
+import argparse
 import sys
 
 from model.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line too."""
+
+    def error(self, message):
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def run(main, argv=None):
@@ -14,7 +22,7 @@ def run(main, argv=None):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
