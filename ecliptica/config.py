@@ -26,6 +26,7 @@ class DataConfig:
     format: str = "cita"
     template: str = "auto"  # "auto": the chat template whose control tokens the tokenizer has
     max_tokens: int = 2048  # context + longest response
+    keep_prompt_tokens: int = 32  # of the prompt's end, which a long response may not push out
     on_error: str = "stop"  # "skip" counts bad lines instead
     contrastive: bool = False  # paper 4.2: the context shows the rejected response
     use_instruction: bool = True  # False: train without I (one side of the 2 x 2)
@@ -109,7 +110,7 @@ CHOICES = {
     "training.device": ("auto", "cpu", "cuda"),
 }
 ABOVE_ZERO = ("objective.beta", "lora.alpha", "training.lr", "training.batch_preferences", "training.micro_preferences",
-              "training.epochs", "training.clip_norm", "data.max_tokens", "samples.max_new_tokens")
+              "training.epochs", "training.clip_norm", "data.max_tokens", "data.keep_prompt_tokens", "samples.max_new_tokens")
 NOT_BELOW_ZERO = ("objective.kl_weight_start", "objective.kl_weight_end", "objective.preference_weight", "lora.rank", "training.max_steps",
                   "training.weight_decay", "training.warmup", "training.seed", "training.eval_every", "training.sample_every")
 

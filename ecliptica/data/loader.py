@@ -18,7 +18,7 @@ def load_examples(path, config, tokenizer, template, responses):
     for preference in preferences:
         if not config.use_instruction:
             preference = replace(preference, instruction=None)
-        example = encode(preference, tokenizer, template, config.max_tokens, config.contrastive, counts, responses)
+        example = encode(preference, tokenizer, template, config, counts, responses)
         if example is not None:
             examples.append(example)
     if not examples:

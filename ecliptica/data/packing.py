@@ -3,33 +3,31 @@
 import torch
 
 from ecliptica.data.templates import encode_pieces, render_context, response_pieces
-from ecliptica.schema import Counts, Encoded, PackedBatch
-
-KEEP_PROMPT = 32  # tokens of the prompt that a long response may not push out
+from ecliptica.schema import Encoded, PackedBatch
 
 
-def encode(preference, tokenizer, template, max_tokens, contrastive=False, counts=None, count=None):
-    """An Encoded that fits `max_tokens` (context + longest response), or None if it cannot without losing what matters.
+def encode(preference, tokenizer, template, config, counts, count=None):
+    """An Encoded that fits `config.max_tokens` (context + longest response), or None if it cannot without losing what matters.
 
     The instruction is kept whole; the prompt is cut from the left, the same for every response; then responses are cut
-    on the right, and a cut response gets no end-of-turn token. `count`: how many responses are wanted (None: all).
+    on the right, and a cut response gets no end-of-turn token. config: a DataConfig; `count`: how many responses are wanted
+    (None: all); `counts`: takes note of what was cut or dropped.
     """
-    counts = Counts() if counts is None else counts
-    rejected = preference.responses[1] if contrastive else None
+    rejected = preference.responses[1] if config.contrastive else None
     responses = [encode_pieces(tokenizer, response_pieces(template, r)) for r in preference.responses[:count]]
 
     def context_of(prompt):
         return encode_pieces(tokenizer, render_context(template, prompt, preference.instruction, preference.turns, rejected))
 
     context, longest = context_of(preference.prompt), max(map(len, responses))
-    if len(context) + longest > max_tokens:
+    if len(context) + longest > config.max_tokens:
         prompt_ids = tokenizer.encode(preference.prompt)
         fixed, cut = len(context) - len(prompt_ids), 0
-        target = max(max_tokens - longest, fixed + min(KEEP_PROMPT, len(prompt_ids)))
+        target = max(config.max_tokens - longest, fixed + min(config.keep_prompt_tokens, len(prompt_ids)))
         while len(context) > target and cut < len(prompt_ids):
             cut = min(cut + len(context) - target, len(prompt_ids))
             context = context_of(tokenizer.decode(prompt_ids[cut:]).lstrip("\ufffd"))
-        room = max_tokens - len(context)
+        room = config.max_tokens - len(context)
         if room < 1 or cut == len(prompt_ids) > 0:
             counts.dropped.append(preference.id)
             return None

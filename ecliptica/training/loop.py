@@ -3,6 +3,7 @@
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ecliptica.data.templates import TEMPLATES, encode_pieces, get_template, ren
 from ecliptica.training import export, reference, schedules
 from ecliptica.training.metrics import Log, append, shown
 from ecliptica.training.step import evaluate, optimizer_step
+from model.config import load_config
 from model.errors import InputError
 from model.generate import generate
 from model.lora import add_lora
@@ -33,15 +35,17 @@ def train(config):
     torch.manual_seed(config.training.seed)
     tokenizer = load_tokenizer(config.model.path)
     template = get_template(fitting_template(tokenizer) if config.data.template == "auto" else config.data.template, tokenizer)
-    examples, counts = load_examples(config.data.train, config.data, tokenizer, template, objective.RESPONSES)
-    held_out = load_examples(config.data.eval, config.data, tokenizer, template, objective.RESPONSES)[0] if config.data.eval else []
+    window = min(config.data.max_tokens, load_config(config.model.path).max_position_embeddings)
+    data = replace(config.data, max_tokens=window)
+    examples, counts = load_examples(data.train, data, tokenizer, template, objective.RESPONSES)
+    held_out = load_examples(data.eval, data, tokenizer, template, objective.RESPONSES)[0] if data.eval else []
     model, frozen = build(config, objective, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.training.lr, weight_decay=config.training.weight_decay)
     batches = Batches(examples, config.training)
     claim_files(run_dir, config)
     log = Log(run_dir, batches.steps)
-    log.say(f"{config.data.train}: {counts.line()}")
+    log.say(f"{data.train}: {counts.line()}; at most {window} tokens each")
     for reason in (*counts.dropped[:3], *counts.skipped[:3]):
         log.say(f"  left out: {reason}")
     log.say(f"{sum(p.numel() for p in trained):,} trained parameters, {batches.steps} steps of {batches.batch} preferences, template {template.name}, {device}")

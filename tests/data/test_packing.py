@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ecliptica.config import DataConfig
+from ecliptica.data import packing
 from ecliptica.data.loader import Batches
-from ecliptica.data.packing import encode, pack
+from ecliptica.data.packing import pack
 from ecliptica.data.templates import get_template
 from ecliptica.policy import adapter_off_reference, score
 from ecliptica.schema import Counts, Encoded, Preference
@@ -80,18 +82,22 @@ def preference(words, chosen="Yes indeed.", rejected="No, never."):
 
 def test_truncation_cuts_the_prompt_on_the_left_then_responses_on_the_right(tokenizer):
     template, counts = get_template("chatml", tokenizer), Counts()
+
+    def encode(preference, tokenizer, template, max_tokens, counts):
+        return packing.encode(preference, tokenizer, template, DataConfig(max_tokens=max_tokens), counts)
+
     end = tokenizer.token_id("<|im_end|>")
-    whole = encode(preference(300), tokenizer, template, 4096, counts=counts)
-    cut = encode(preference(300), tokenizer, template, 200, counts=counts)
+    whole = encode(preference(300), tokenizer, template, 4096, counts)
+    cut = encode(preference(300), tokenizer, template, 200, counts)
     assert len(cut.context) + max(map(len, cut.responses)) <= 200 and cut.responses == whole.responses
     text = tokenizer.decode(cut.context)
     assert "Keep this instruction whole." in text and "word299" in text and "word0 " not in text
-    long = encode(preference(300, chosen="so " * 400), tokenizer, template, 200, counts=counts)
+    long = encode(preference(300, chosen="so " * 400), tokenizer, template, 200, counts)
     assert len(long.context) + len(long.responses[0]) == 200 and end not in long.responses[0]
     assert long.responses[1][-1] == end and "word299" in tokenizer.decode(long.context)
-    assert encode(preference(300), tokenizer, template, 20, counts=counts) is None
+    assert encode(preference(300), tokenizer, template, 20, counts) is None
     same = Preference("same", "p", ("yes " * 300 + "a", "yes " * 300 + "b"), "I")
-    assert encode(same, tokenizer, template, 64, counts=counts) is None
+    assert encode(same, tokenizer, template, 64, counts) is None
     assert (counts.kept, counts.prompts_cut, counts.responses_cut, counts.dropped) == (3, 2, 3, ["x", "same"])
 
 
