@@ -9,6 +9,7 @@ from kernels import linear_logp_kl
 from model.attention import packed_attention
 from model.lora import adapters_off
 
+
 def hidden(model, batch):
     """Final hidden states [T, D] of a packed batch."""
     attend = packed_attention(batch.document_T, batch.branch_T)

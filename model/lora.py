@@ -51,7 +51,7 @@ def add_lora(model, rank, alpha, targets, dropout=0.0, seed=0):
     found = set()
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
-        if leaf not in targets or not isinstance(module, Linear):
+        if leaf not in targets or not isinstance(module, Linear) or leaf == "lm_head":  # the head is the fused kernel's
             continue
         layer = LoRALinear(module, rank, alpha, dropout)
         bound = 1 / math.sqrt(layer.lora_A.shape[1])

@@ -21,6 +21,7 @@ class System:
     tokenizer: Tokenizer
     template: Template | None  # None: contexts and responses come rendered
     batch_tokens: int
+    made: dict  # how the trained part was made (ecliptica.json); empty for a model from elsewhere
 
     @property
     def window(self):
@@ -43,13 +44,14 @@ def load(args):
         raise InputError(f"--batch-tokens: expected > 0, got {args.batch_tokens}")
     tokenizer = load_tokenizer(args.model)
     template = None if args.template == "none" else get_template(args.template, tokenizer)
-    for made in filter(None, (args.model, args.adapter)):
-        record = Path(made) / RECORD
-        trained_with = read_json(record)["template"] if record.exists() else args.template
-        if args.template not in ("none", trained_with):
-            raise InputError(f"--template {args.template}: {made} was trained with {trained_with}; use --template {trained_with}")
+    made = {}
+    for directory in filter(None, (args.model, args.adapter)):
+        if (Path(directory) / RECORD).exists():
+            made = read_json(Path(directory) / RECORD)
+            if args.template not in ("none", made["template"]):
+                raise InputError(f"--template {args.template}: {directory} was trained with {made['template']}; use --template {made['template']}")
     model = load_model(args.model, getattr(torch, args.dtype), args.device)
     if args.adapter:
         load_adapter(model, args.adapter)
         model.requires_grad_(False).eval()
-    return System(model, tokenizer, template, args.batch_tokens)
+    return System(model, tokenizer, template, args.batch_tokens, made)

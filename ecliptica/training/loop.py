@@ -44,12 +44,14 @@ def train(config):
     optimizer = torch.optim.AdamW(trained, lr=config.training.lr, weight_decay=config.training.weight_decay)
     batches = Batches(examples, config.training)
     claim_files(run_dir, config)
-    log = Log(run_dir, batches.steps)
+    stamp = {"ablation": True} if export.is_ablation(config.objective) else {}
+    log = Log(run_dir, batches.steps, stamp)
     log.say(f"{data.train}: {counts.line()}; at most {window} tokens each")
     for reason in (*counts.dropped[:3], *counts.skipped[:3]):
         log.say(f"  left out: {reason}")
-    log.say(f"{sum(p.numel() for p in trained):,} trained parameters, {batches.steps} steps of {batches.batch} preferences, template {template.name}, {device}")
-    if export.is_ablation(config.objective):
+    log.say(f"{sum(p.numel() for p in trained):,} trained parameters, {batches.steps} steps of {batches.batch} preferences, "
+            f"template {template.name}, {device}")
+    if stamp:
         log.say("ABLATION: the KL of this run is lifted or is not a KL; every output says so")
     try:
         for step in range(batches.steps):
@@ -68,10 +70,10 @@ def train(config):
             if due(step, config.training.eval_every, batches.steps) and held_out:
                 packed = [batch.to(device) for batch in micro_batches(held_out, config.training.micro_preferences)]
                 found = evaluate(model, frozen, objective, config.objective, packed, lam)
-                append(run_dir / "eval.jsonl", {"step": step} | found)
+                append(run_dir / "eval.jsonl", {"step": step} | stamp | found)
                 log.say(f"  held out: {shown(found)}")
             if due(step, config.training.sample_every, batches.steps):
-                sample(model, tokenizer, template, config, run_dir, step, log)
+                sample(model, tokenizer, template, config, run_dir, {"step": step} | stamp, log)
     finally:
         log.close()
     out = export.export(model, run_dir, config, export.record(config, template, batches.steps))
@@ -111,7 +113,7 @@ def due(step, every, steps):
     return every > 0 and (step % every == 0 or step == steps - 1)
 
 
-def sample(model, tokenizer, template, config, run_dir, step, log):
+def sample(model, tokenizer, template, config, run_dir, head, log):
     """Answer the fixed prompts under every instruction, greedily: whether behaviour switches is seen while it trains."""
     cells = [(p, i) for p in config.samples.prompts for i in config.samples.instructions]
     if not cells:
@@ -122,7 +124,7 @@ def sample(model, tokenizer, template, config, run_dir, step, log):
     model.train()
     for (prompt, instruction), ids in zip(cells, made):
         text = tokenizer.decode(ids)
-        append(run_dir / "samples.jsonl", {"step": step, "prompt": prompt, "instruction": instruction, "text": text})
+        append(run_dir / "samples.jsonl", head | {"prompt": prompt, "instruction": instruction, "text": text})
         log.say(f"  [{instruction}] {' '.join(text.split())[:160]}")
 
 

@@ -27,8 +27,8 @@ def append(path, record):
 class Log:
     """metrics.jsonl and the progress bar: a bar on a terminal, a plain line now and then elsewhere."""
 
-    def __init__(self, run_dir, steps):
-        self.path, self.steps, self.first = run_dir / "metrics.jsonl", steps, {}
+    def __init__(self, run_dir, steps, stamp):
+        self.path, self.steps, self.first, self.stamp = run_dir / "metrics.jsonl", steps, {}, stamp
         self.bar = tqdm(total=steps, unit="step", disable=not sys.stderr.isatty())
 
     def step(self, number, metrics):
@@ -36,7 +36,7 @@ class Log:
             if side in metrics:
                 change = metrics[side] - self.first.setdefault(side, metrics[side])
                 metrics[f"{side}_change"] = change  # a chosen likelihood that falls in silence is seen here
-        append(self.path, {"step": number} | {name: metrics.get(name) for name in NAMES})
+        append(self.path, {"step": number} | self.stamp | {name: metrics.get(name) for name in NAMES})
         self.bar.update()
         self.bar.set_postfix_str(shown(metrics))
         if self.bar.disable and (number % max(1, self.steps // 20) == 0 or number == self.steps - 1):

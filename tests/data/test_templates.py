@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from tokenizers import AddedToken, Tokenizer as Fast, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Fast
 
 from ecliptica.data.templates import TEMPLATES, as_text, encode_pieces, get_template, render_context, response_pieces
 from model.errors import InputError

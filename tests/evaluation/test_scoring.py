@@ -97,7 +97,7 @@ def test_generation_stops_and_samples_by_its_own_seed(tiny, tokenizer):
     assert sampled == generate(model, prompts, 6, [], 1.0, seeds=[1, 2, 3]) != generate(model, prompts, 6, [], 1.0, seeds=[4, 5, 6])
     assert generate(model, [prompts[1]], 6, [], 1.0, seeds=[2])[0] == sampled[1]
     assert generate(model, prompts, 6, [], 1.0, top_p=1e-6, seeds=[1, 2, 3]) == greedy
-    system = System(model, tokenizer, None, 4096)
+    system = System(model, tokenizer, None, 4096, {})
     assert respond(system, prompts, 6, 1.0, seed=1) == [tokenizer.decode(row) for row in sampled]
 
 

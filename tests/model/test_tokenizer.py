@@ -5,7 +5,8 @@ import json
 
 import pytest
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer as Fast
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Fast
 
 from model.errors import InputError
 from model.tokenizer import LLAMA3_SPECIALS, _byte_letters, load_tokenizer

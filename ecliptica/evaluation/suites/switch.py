@@ -64,7 +64,7 @@ def run(args):
                                           "logp": logp, "tokens": tokens}) + "\n")
     if args.adapter:
         kl = mean_kl(system, entries, wording)
-    report = summarise(results, names, args, kl, wording, entries, len(bank))
+    report = summarise(results, names, args, kl, wording, entries, len(bank)) | {"made": system.made}
     (out / "results.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "table.md").write_text(table(report), encoding="utf-8")
     print(table(report))
@@ -172,6 +172,8 @@ def table(report):
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     if not report["reportable"]:
         lines.insert(0, "NOT REPORTABLE: made with --limit.\n")
+    if report["made"].get("ablation"):
+        lines.insert(0, "ABLATION: the KL of the trained model was lifted or was no KL.\n")
     lines.append(f"\n{report['prompts']} prompts x {len(report['instructions'])} instructions; intervals: 95 %, {statistics.DRAWS} draws, prompts resampled.")
     if "kl" in report:
         lines.append(f"Exact KL[trained || base] on the reference responses: {report['kl']['per_response']:.2f} nats a response, {report['kl']['per_token']:.4f} a token.")
