@@ -78,7 +78,7 @@ def test_the_same_step_for_every_split_into_micro_batches(rank, recipe, tokenize
         updates.append((metrics, [p.detach().clone() for p in trained]))
     (want, weights), *others = updates
     for metrics, found in others:
-        assert all(metrics[name] == pytest.approx(want[name], rel=1e-4, abs=1e-6) for name in want)
+        assert all(metrics[name] == pytest.approx(want[name], rel=1e-4, abs=1e-6) for name in want if not name.endswith("_per_second"))
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, weights))
 
 
