@@ -48,7 +48,7 @@ def score(model, batch, reference=None, kl="exact", grad=True):
         policy_TD = hidden(model, batch)
         weight_VD = model.head_weight_VD.to(model.dtype)
         ref_TD, ref_VD = reference(batch) if reference else (None, None)
-        if kl == "printed":
+        if reference and kl == "printed":
             return _printed(batch, policy_TD, weight_VD, ref_TD, ref_VD)
         out = linear_logp_kl(
             policy_TD, weight_VD, batch.rows_R, batch.targets_R, batch.segments_R, batch.num_sequences, ref_TD, ref_VD

@@ -56,6 +56,8 @@ class _Fast:
     """A Hugging Face `tokenizers` tokenizer, and its twin without added tokens, for user text."""
 
     def __init__(self, full):
+        full.no_truncation()  # some files carry settings of the training run that wrote them
+        full.no_padding()
         self.full = full
         raw = json.loads(full.to_str())
         self.specials = {token["id"] for token in raw["added_tokens"]}

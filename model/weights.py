@@ -36,6 +36,13 @@ def replaced_directory(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def pick_device(name):
+    """"auto" is CUDA where there is one. Raises InputError for CUDA where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: this torch sees no CUDA device; use cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 @contextmanager
 def opened(path):
     """A safetensors file, mapped, tensor by tensor. A missing or cut file is an InputError that names it."""
@@ -119,7 +126,8 @@ def save_model(model, out_dir, source_dir, dtype=torch.bfloat16, shard_bytes=5 <
         (out_dir / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
     for name, shard in zip(names, shards):
         save_file(shard, out_dir / name, metadata={"format": "pt"})
-    config = read_json(source_dir / "config.json") | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    config = read_json(source_dir / "config.json")
+    config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")  # transformers 5 renamed it
     (out_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     copy_tokenizer(source_dir, out_dir)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import eval as evaluate
 import train
@@ -70,9 +71,14 @@ TRAIN = {  # name: (breakage, overrides, what the line says)
     "tokenizer missing": (lambda p: (p / "model" / "tokenizer.json").unlink(), (), "no tokenizer.json and no tokenizer.model"),
     "tokenizer cut short": (lambda p: cut(p / "model" / "tokenizer.json"), (), "tokenizer.json: not a whole tokenizer.json"),
     "run.dir of something else": (lambda p: ((p / "run").mkdir(), (p / "run" / "notes").touch()), (), "is not empty and holds no run"),
+    "no CUDA here": (None, ("training.device=cuda",), "this torch sees no CUDA device"),
     "adapter of another model": (lambda p: ((p / "a").mkdir(), (p / "a" / "adapter_config.json").write_text('{"peft_type": "IA3"}')),
                                  ("model.adapter={p}/a",), "peft_type is 'IA3'"),
 }
+
+
+if torch.cuda.is_available():
+    del TRAIN["no CUDA here"]
 
 
 def one_line(capsys, message):

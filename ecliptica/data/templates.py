@@ -105,6 +105,12 @@ def response_pieces(template, response):
     return response + template.before_end, end_of_turn(template)
 
 
+def stop_ids(template, tokenizer):
+    """Tokens that end a generation: the model's own list (generation_config.json), and the template's end of turn."""
+    ends = [tokenizer.token_id(template.end)] if template and template.end else []
+    return {*tokenizer.eos_ids, *ends}
+
+
 def as_text(pieces):
     """The pieces as one string, for records and for peers that tokenize rendered text."""
     return "".join(piece if isinstance(piece, str) else piece.text for piece in pieces)

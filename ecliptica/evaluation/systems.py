@@ -10,9 +10,9 @@ from ecliptica.training.export import RECORD
 from model.config import read_json
 from model.errors import InputError
 from model.llama import Llama
-from model.lora import load_adapter
+from model.lora import load_adapter, merge_lora
 from model.tokenizer import Tokenizer, load_tokenizer
-from model.weights import load_model
+from model.weights import load_model, pick_device
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def add_arguments(parser, template=True):
         parser.add_argument("--template", required=True, help="llama3, chatml, alpaca, paper; none: the input is rendered text")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--batch-tokens", type=int, default=4096, help="packed tokens a forward pass takes at most")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
 def load(args):
@@ -50,8 +50,10 @@ def load(args):
             made = read_json(Path(directory) / RECORD)
             if args.template not in ("none", made["template"]):
                 raise InputError(f"--template {args.template}: {directory} was trained with {made['template']}; use --template {made['template']}")
-    model = load_model(args.model, getattr(torch, args.dtype), args.device)
+    model = load_model(args.model, getattr(torch, args.dtype), pick_device(args.device))
     if args.adapter:
+        if made.get("base_adapter"):  # the run went on from another adapter: its base is the model with that one merged in
+            merge_lora(load_adapter(model, made["base_adapter"]))
         load_adapter(model, args.adapter)
         model.requires_grad_(False).eval()
     return System(model, tokenizer, template, args.batch_tokens, made)

@@ -11,7 +11,7 @@ import torch
 from ecliptica import objectives
 from ecliptica.config import as_toml
 from ecliptica.data.loader import Batches, load_examples, micro_batches
-from ecliptica.data.templates import TEMPLATES, encode_pieces, get_template, render_context
+from ecliptica.data.templates import TEMPLATES, encode_pieces, get_template, render_context, stop_ids
 from ecliptica.training import export, reference, schedules
 from ecliptica.training.metrics import Log, append, shown
 from ecliptica.training.step import evaluate, optimizer_step
@@ -20,6 +20,7 @@ from model.errors import InputError
 from model.generate import generate
 from model.lora import add_lora
 from model.tokenizer import load_tokenizer
+from model.weights import pick_device
 
 
 def train(config):
@@ -29,9 +30,7 @@ def train(config):
     if done:
         print(f"{run_dir}: this run is complete; its export is {run_dir / 'final'}")
         return run_dir / "final"
-    device = config.training.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(config.training.device)
     torch.manual_seed(config.training.seed)
     tokenizer = load_tokenizer(config.model.path)
     template = get_template(fitting_template(tokenizer) if config.data.template == "auto" else config.data.template, tokenizer)
@@ -120,7 +119,7 @@ def sample(model, tokenizer, template, config, run_dir, head, log):
         return
     contexts = [encode_pieces(tokenizer, render_context(template, p, i)) for p, i in cells]
     model.eval()
-    made = generate(model, contexts, config.samples.max_new_tokens, tokenizer.eos_ids)
+    made = generate(model, contexts, config.samples.max_new_tokens, stop_ids(template, tokenizer))
     model.train()
     for (prompt, instruction), ids in zip(cells, made):
         text = tokenizer.decode(ids)

@@ -22,6 +22,7 @@ def one(record, name):
     ("cita", {"prompt": "Hi?", "responses": ["a", "b", "c"], "scores": [0, 2, 1]}, (None, (), "Hi?", ("b", "c", "a"))),
     ("eba", {"prompt": "Hi?", "chosen": "Hello.", "rejected": "Go."}, (None, (), "Hi?", ("Hello.", "Go."))),
     ("messages", {"prompt": [SYSTEM, USER], "chosen": [YES], "rejected": [NO]}, ("Be kind.", (), "Hi?", ("Hello.", "Go."))),
+    ("messages", {"prompt": "Hi?", "chosen": [YES], "rejected": [NO]}, (None, (), "Hi?", ("Hello.", "Go."))),
     ("messages", {"chosen": [USER, YES], "rejected": [USER, NO]}, (None, (), "Hi?", ("Hello.", "Go."))),
     ("messages", {"prompt": [USER, YES, LATER], "chosen": "Now.", "rejected": "Never."}, (None, (("Hi?", "Hello."),), "And now?", ("Now.", "Never."))),
 ])

@@ -113,6 +113,15 @@ def test_sentencepiece(sentencepiece_dir):
     assert tokenizer.decode([1, *library.encode("the tree"), 2]) == "the tree" and "</s>" in tokenizer.decode([2], skip_special=False)
 
 
+def test_truncation_and_padding_stored_in_the_file_are_not_applied(smollm2, tmp_path, tokenizer):
+    fast = Fast.from_file(str(smollm2 / "tokenizer.json"))
+    fast.enable_truncation(3)
+    fast.enable_padding(length=64)
+    fast.save(str(tmp_path / "tokenizer.json"))
+    for text in NASTY:
+        assert load_tokenizer(tmp_path).encode(text) == load_tokenizer(tmp_path).encode_rendered(text) == tokenizer.encode(text)
+
+
 def test_kind_is_read_from_the_bytes(smollm2, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes((smollm2 / "tokenizer.json").read_bytes())
     assert load_tokenizer(tmp_path).encode("hello") == load_tokenizer(smollm2).encode("hello")

@@ -7,14 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import eval as evaluate
 from ecliptica import config, objectives
 from ecliptica.data.loader import load_examples, micro_batches
 from ecliptica.data.templates import get_template
 from ecliptica.training import loop, schedules
 from ecliptica.training.step import optimizer_step
 from model.errors import InputError
-from model.lora import load_adapter
-from model.weights import load_model
+from model.lora import load_adapter, merge_lora
+from model.weights import load_model, save_model
 from tests.conftest import write_jsonl
 
 NAMES = {"step", "loss", "kl", "kl_weight", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/margins",
@@ -93,7 +94,7 @@ def test_full_fine_tuning_in_bfloat16_keeps_float32_masters_and_starts_at_kl_0(r
 
 
 @pytest.mark.parametrize("overrides", [
-    ("objective.name=dpo",), ("objective.name=dpo", "objective.reference_free=true"), ("objective.name=sft",), ("objective.name=sft", "data.contrastive=true"),
+    ("objective.name=dpo",), ("objective.name=dpo", "objective.reference_free=true"), ("objective.name=sft",), ("objective.name=sft", "objective.kl=printed"), ("objective.name=sft", "data.contrastive=true"),
     ("objective.name=unified",), ("objective.name=rrhf",), ("objective.kl=printed",), ("objective.kl=logratio",), ("objective.logp=mean",),
     ("objective.kl_weight_start=0", "objective.ablation=true"), ("data.use_instruction=false",), ("training.reference=model",), ("data.template=alpaca",),
 ], ids=" ".join)
@@ -153,6 +154,20 @@ def test_a_run_directory_belongs_to_one_config(recipe, tmp_path, capsys):
     loop.train(recipe("training.max_steps=1"))
     (aside,) = tmp_path.glob("run.unfinished-*")
     assert (aside / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_can_go_on_from_an_adapter_and_its_evaluation_knows(recipe, tmp_path, tiny):
+    """The second run's reference is base + first adapter: KL is 0 at its first step, and scoring merges both."""
+    first = loop.train(recipe())
+    final = loop.train(recipe(f"model.adapter={first}", f"run.dir={tmp_path}/second"))
+    assert rows(tmp_path / "second" / "metrics.jsonl")[0]["kl"] == 0
+    data, out = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Hi?", "responses": ["Hello."]}]), tmp_path / "out.jsonl"
+    evaluate.main(["score", "--model", str(tiny), "--adapter", str(final), "--template", "chatml", "--data", str(data), "--out", str(out)])
+    by_hand = load_adapter(merge_lora(load_adapter(load_model(tiny), first)), final)
+    save_model(merge_lora(by_hand), (tmp_path / "merged").mkdir() or tmp_path / "merged", tiny, torch.float32)
+    want = tmp_path / "want.jsonl"
+    evaluate.main(["score", "--model", str(tmp_path / "merged"), "--template", "chatml", "--data", str(data), "--out", str(want)])
+    assert rows(out)[0]["logps"] == pytest.approx(rows(want)[0]["logps"], abs=1e-3)
 
 
 def test_schedules():

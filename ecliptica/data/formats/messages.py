@@ -1,6 +1,6 @@
 """Chat lists, as public preference sets ship them: [{"role", "content"}, ...].
 
-Either "prompt" is a list and "chosen"/"rejected" hold the last answer (a list or a string), or "chosen" and "rejected"
+Either "prompt" is a list (or a string) and "chosen"/"rejected" hold the last answer (a list or a string), or "chosen" and "rejected"
 are whole conversations that differ in their last message only. A system message is the alignment instruction.
 """
 
@@ -17,8 +17,9 @@ def read(record, where):
         if messages[-1]["role"] != "assistant":
             raise InputError(f"{where}: the last message of {key!r} must be the assistant's, got {messages[-1]['role']!r}")
         history = messages[:-1]
-        if isinstance(record.get("prompt"), list) and not history:
-            history = _messages(record, "prompt", where)
+        if not history and "prompt" in record:
+            prompt = record["prompt"]
+            history = [{"role": "user", "content": text(record, "prompt", where)}] if isinstance(prompt, str) else _messages(record, "prompt", where)
         sides[key] = history, messages[-1]["content"]
     (history, chosen), (other, rejected) = sides["chosen"], sides["rejected"]
     if history != other:

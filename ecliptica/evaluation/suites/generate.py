@@ -3,6 +3,7 @@
 from tqdm import tqdm
 
 from ecliptica.data.jsonl import records
+from ecliptica.data.templates import stop_ids
 from ecliptica.evaluation import systems
 from ecliptica.evaluation.suites.score import check_out, context_of, parse, write_lines
 from model.errors import InputError
@@ -43,14 +44,9 @@ def respond(system, contexts, max_new_tokens, temperature=0.0, top_p=1.0, seed=0
             batches.append([])
         batches[-1].append(i)
     for batch in tqdm(batches, unit="batch", desc="generating", leave=False, disable=None):
-        made = generate(system.model, [contexts[i] for i in batch], max_new_tokens, stop_ids(system),
+        made = generate(system.model, [contexts[i] for i in batch], max_new_tokens, stop_ids(system.template, system.tokenizer),
                         temperature, top_p, seeds=[seed + i for i in batch])
         for i, ids in zip(batch, made):
             texts[i] = system.tokenizer.decode(ids)
     return texts
 
-
-def stop_ids(system):
-    """The model's own list (generation_config.json), and the template's end of turn."""
-    end = system.template and system.template.end
-    return {*system.tokenizer.eos_ids, *([system.tokenizer.token_id(end)] if end else [])}
