@@ -10,6 +10,7 @@ from model.errors import InputError
 
 HERE = Path(__file__).parent
 BANK, INSTRUCTIONS, SAFETY = HERE / "bank.jsonl", HERE / "instructions.toml", HERE / "safety.jsonl"
+SECOND_BANK = HERE / "bank_second.jsonl"  # three other domains, by another hand: for --bank
 SPLITS = ("train", "dev", "test")
 PARAPHRASE = {"train": 0, "dev": 1, "test": 2}  # a test context never has a wording that was trained on
 

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from ecliptica.isd.bank import BANK, PARAPHRASE, SAFETY, load_bank, load_instructions, pairs
+from ecliptica.isd.bank import BANK, PARAPHRASE, SAFETY, SECOND_BANK, load_bank, load_instructions, pairs
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,17 @@ def test_prompts_are_distinct_across_splits(bank):
     for a, b in combinations(bank, 2):
         x, y = grams(a.prompt.lower()), grams(b.prompt.lower())
         assert len(x & y) / len(x | y) < 0.6, (a.id, b.id)
+
+
+def test_the_second_bank_shares_nothing_with_the_first(bank):
+    instructions = load_instructions()
+    second = load_bank(SECOND_BANK, instructions)
+    assert Counter(entry.split for entry in second) == {"train": 21, "dev": 3, "test": 6}
+    texts = [text for entry in second for text in entry.responses.values()]
+    assert all(set(entry.responses) == set(instructions) for entry in second) and len(set(texts)) == 300
+    assert all(20 <= len(text.split()) <= 60 and "\n" not in text for text in texts)
+    assert not {e.domain for e in bank} & {e.domain for e in second} and not {e.prompt for e in bank} & {e.prompt for e in second}
+    assert not set(texts) & {text for entry in bank for text in entry.responses.values()}
 
 
 def test_every_response_is_chosen_as_often_as_rejected_and_nothing_leaks(bank):
