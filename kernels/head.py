@@ -110,7 +110,29 @@ def _rows(backend):
 # Two operators that torch.compile takes whole, with the shapes of their results; autograd joins them below.
 
 
-@torch.library.custom_op("ecliptica::linear_logp_kl", mutates_args=())
+def _operator(name, fake):
+    """Register a function as ecliptica::name. (torch.library.custom_op would import the compiler at the first call: 80 MB and a second.)"""
+
+    def register(function):
+        torch.library.define(f"ecliptica::{name}", torch.library.infer_schema(function, mutates_args=()))
+        torch.library.impl(f"ecliptica::{name}", "CompositeExplicitAutograd", function)
+        torch.library.register_fake(f"ecliptica::{name}", fake)
+        return getattr(torch.ops.ecliptica, name).default
+
+    return register
+
+
+def _forward_shapes(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend, workspace_bytes, jacobian):
+    def floats(*shape):
+        return hidden_TD.new_empty(shape, dtype=torch.float32)
+
+    R, D, S = rows_R.shape[0], hidden_TD.shape[1], num_segments
+    J_shape = (0,) if backend == "triton-stream" else (R if jacobian else 0, D)
+    K_shape = (0,) if backend == "triton-stream" else J_shape if ref_hidden_TD is not None else (0, D)
+    return floats(S), floats(S), floats(S), rows_R.new_empty(S), floats(5, R), floats(*J_shape), floats(*K_shape)
+
+
+@_operator("linear_logp_kl", _forward_shapes)
 def _forward(
     hidden_TD: Tensor, weight_VD: Tensor, rows_R: Tensor, targets_R: Tensor, segments_R: Tensor, num_segments: int,
     ref_hidden_TD: Tensor | None, ref_weight_VD: Tensor | None, backend: str, workspace_bytes: int, jacobian: bool,
@@ -133,18 +155,12 @@ def _forward(
     return *(sums_S3[:, i].clone() for i in range(3)), tokens_S, *kept
 
 
-@_forward.register_fake
-def _(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend, workspace_bytes, jacobian):
-    def floats(*shape):
-        return hidden_TD.new_empty(shape, dtype=torch.float32)
-
-    R, D, S = rows_R.shape[0], hidden_TD.shape[1], num_segments
-    J_shape = (0,) if backend == "triton-stream" else (R if jacobian else 0, D)
-    K_shape = (0,) if backend == "triton-stream" else J_shape if ref_hidden_TD is not None else (0, D)
-    return floats(S), floats(S), floats(S), rows_R.new_empty(S), floats(5, R), floats(*J_shape), floats(*K_shape)
+def _backward_shapes(g_S, k_S, hidden_TD, weight_VD, *rest):
+    train_head = rest[-1]
+    return hidden_TD.new_empty(hidden_TD.shape), weight_VD.new_empty(weight_VD.shape if train_head else (0, weight_VD.shape[1]))
 
 
-@torch.library.custom_op("ecliptica::linear_logp_kl_backward", mutates_args=())
+@_operator("linear_logp_kl_backward", _backward_shapes)
 def _backward(
     g_S: Tensor, k_S: Tensor, hidden_TD: Tensor, weight_VD: Tensor, rows_R: Tensor, targets_R: Tensor, segments_R: Tensor,
     ref_hidden_TD: Tensor | None, ref_weight_VD: Tensor | None, stats_5R: Tensor, J_RD: Tensor, K_RD: Tensor, backend: str,
@@ -157,12 +173,6 @@ def _backward(
         return grad_TD, weight_VD.new_empty(0, weight_VD.shape[1])
     return head_chunks.backward(rows, g_S, k_S, hidden_TD.contiguous(), weight_VD.contiguous(), rows_R, targets_R, segments_R, ref_hidden_TD,
                                 ref_weight_VD, stats_5R, train_head, workspace_bytes)  # fmt: skip
-
-
-@_backward.register_fake
-def _(g_S, k_S, hidden_TD, weight_VD, *rest):
-    train_head = rest[-1]
-    return hidden_TD.new_empty(hidden_TD.shape), weight_VD.new_empty(weight_VD.shape if train_head else (0, weight_VD.shape[1]))
 
 
 def _keep(ctx, inputs, output):
@@ -181,7 +191,7 @@ def _gradients(ctx, g_S, k_S, *_):
     return grad_TD if ctx.needs_input_grad[0] else None, grad_VD if train_head else None, *[None] * 9
 
 
-_forward.register_autograd(_gradients, setup_context=_keep)
+torch.library.register_autograd("ecliptica::linear_logp_kl", _gradients, setup_context=_keep)
 
 
 def _validate(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend):

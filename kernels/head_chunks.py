@@ -34,7 +34,7 @@ def logits(hidden_ND, weight_VD, out_NV, half_NV):
     half = weight_VD.dtype != torch.float32 and hidden_ND.dtype == weight_VD.dtype
     if half and hidden_ND.is_cuda and hasattr(torch.ops.aten.mm, "dtype_out"):
         torch.ops.aten.mm.dtype_out(hidden_ND, weight_VD.T, torch.float32, out=out_NV)
-    elif half and not hidden_ND.is_cuda and residual_is_exact(weight_VD.dtype):
+    elif half and half_NV is not None and not hidden_ND.is_cuda and residual_is_exact(weight_VD.dtype):
         torch.mm(-hidden_ND, weight_VD.T, out=half_NV)
         out_NV.copy_(half_NV)
         torch.sub(half_NV.addmm_(hidden_ND, weight_VD.T), out_NV, out=out_NV)
@@ -107,7 +107,7 @@ def backward(rows, g_S, k_S, hidden_TD, weight_VD, rows_R, targets_R, segments_R
     g_R, k_R = g_S[segments_R], k_S[segments_R]
     grad_RD = torch.zeros_like(hidden_RD, dtype=torch.float32)
     grad_weight_VD = torch.zeros_like(weight_VD if train_head else weight_VD[:0])
-    half_dtype = weight_VD.dtype if weight_VD.dtype != torch.float32 else None
+    half_dtype = weight_VD.dtype if weight_VD.dtype != torch.float32 and not rows.IN_PLACE else None
     width = min(V, chunk_size(V, max(R, 1) * (4 * models + 2 * models + 6), workspace_bytes, SLICE))
     work = torch.empty(models * R * width, device=device)
     half = torch.empty(models * R * width, device=device, dtype=half_dtype) if half_dtype else None

@@ -18,25 +18,26 @@ SPANS = 32  # parts of the vocabulary that different programs own
 NEG_INF = tl.constexpr(float("-inf"))
 
 
-def stream_tiles(dtype):
-    """Block sizes by dtype. 128 x 64 x 64 with both models' tiles is the largest that spills on none of sm_80, sm_90, sm_100;
-    float32 runs on the plain units, whose operands sit in registers."""
+def stream_tiles(dtype, has_ref, shared):
+    """Block sizes: the largest found that spill on none of sm_80, sm_90, sm_100 (python -m kernels.aot). float32 runs on the plain units,
+    whose operands sit in registers."""
     if dtype == torch.float32:
-        return {"BR": 32, "BV": 64, "BD": 32, "num_warps": 8, "num_stages": 2}
-    return {"BR": 128, "BV": 64, "BD": 64, "num_warps": 8, "num_stages": 3}
+        return {"BR": 32, "BV": 32, "BD": 32, "num_warps": 4, "num_stages": 2}
+    BR, BV, BD = (64, 128, 64) if shared else (128, 64, 32) if has_ref else (128, 64, 64)
+    return {"BR": BR, "BV": BV, "BD": BD, "num_warps": 8, "num_stages": 3}
 
 
 # Kernels
 
 
 @triton.jit
-def tile_logits(H, W, row, col, R, V, D, WIDEN: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr):
-    """[BR, BV] of H W^T, float32."""
-    z = tl.zeros((BR, BV), tl.float32)
+def tile_logits(H, W, rows, cols, D, WIDEN: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr):
+    """[BR, BV] of H W^T, float32; H and W point at the tile's first row, of which `rows` and `cols` exist."""
+    i, j, z = tl.arange(0, BR), tl.arange(0, BV), tl.zeros((BR, BV), tl.float32)
     for d0 in range(0, D, BD):
         d = d0 + tl.arange(0, BD)
-        h = tl.load(H + row[:, None] * D + d[None, :], mask=(row < R)[:, None] & (d < D)[None, :], other=0.0)
-        w = tl.load(W + col[:, None] * D + d[None, :], mask=(col < V)[:, None] & (d < D)[None, :], other=0.0)
+        h = tl.load(H + i[:, None] * D + d[None, :], mask=(i < rows)[:, None] & (d < D)[None, :], other=0.0)
+        w = tl.load(W + j[:, None] * D + d[None, :], mask=(j < cols)[:, None] & (d < D)[None, :], other=0.0)
         if WIDEN:
             h, w = h.to(tl.float32), w.to(tl.float32)
         z = tl.dot(h, tl.trans(w), z, input_precision="ieee")
@@ -44,16 +45,16 @@ def tile_logits(H, W, row, col, R, V, D, WIDEN: tl.constexpr, BR: tl.constexpr, 
 
 
 @triton.jit
-def tile_logits_of_two(H, H0, W, row, col, R, V, D, WIDEN: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr):
+def tile_logits_of_two(H, H0, W, rows, cols, D, WIDEN: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr):
     """[BR, BV] of H W^T and of H0 W^T: a shared head is read once."""
-    z = tl.zeros((BR, BV), tl.float32)
-    r = tl.zeros((BR, BV), tl.float32)
+    i, j, z = tl.arange(0, BR), tl.arange(0, BV), tl.zeros((BR, BV), tl.float32)
+    r = z
     for d0 in range(0, D, BD):
         d = d0 + tl.arange(0, BD)
-        at, inside = row[:, None] * D + d[None, :], (row < R)[:, None] & (d < D)[None, :]
+        at, inside = i[:, None] * D + d[None, :], (i < rows)[:, None] & (d < D)[None, :]
         h = tl.load(H + at, mask=inside, other=0.0)
         h0 = tl.load(H0 + at, mask=inside, other=0.0)
-        w = tl.load(W + col[:, None] * D + d[None, :], mask=(col < V)[:, None] & (d < D)[None, :], other=0.0)
+        w = tl.load(W + j[:, None] * D + d[None, :], mask=(j < cols)[:, None] & (d < D)[None, :], other=0.0)
         if WIDEN:
             h, h0, w = h.to(tl.float32), h0.to(tl.float32), w.to(tl.float32)
         z = tl.dot(h, tl.trans(w), z, input_precision="ieee")
@@ -68,23 +69,26 @@ def stream(
 ):  # fmt: skip
     """A block of rows over one span of the vocabulary; PART[7, spans, R] takes m, l, a, z_target, m_r, l_r, r_target.
 
-    Programs of neighbouring ids hold different rows of the same span, so that its part of W is read from L2.
+    Programs of neighbouring ids hold different rows of the same span, so that its part of W is read from L2. Only the tile's
+    own address is 64 bits wide; inside a tile offsets are 32 bits.
     """
     pid = tl.program_id(0).to(tl.int64)
-    part, row = pid // row_blocks, pid % row_blocks * BR + tl.arange(0, BR)
-    target = tl.load(TARGET + row, mask=row < R, other=-1)
+    part, first = pid // row_blocks, pid % row_blocks * BR
+    i, j = tl.arange(0, BR), tl.arange(0, BV)
+    rows = (R - first).to(tl.int32)
+    target = tl.load(TARGET + first + i, mask=i < rows, other=-1).to(tl.int32)
     m = tl.full((BR,), NEG_INF, tl.float32)
     l, a, z_target = tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32)
     m_r, l_r, r_target = m, l, l
     for v0 in range(part * span, tl.minimum(part * span + span, V), BV):
-        col = v0 + tl.arange(0, BV)
-        inside, is_target = (col < V)[None, :], col[None, :] == target[:, None]
+        cols = (V - v0).to(tl.int32)
+        inside, is_target = (j < cols)[None, :], j[None, :] == (target - v0).to(tl.int32)[:, None]
         if SHARED:
-            z, r = tile_logits_of_two(H, H0, W, row, col, R, V, D, WIDEN, BR, BV, BD)
+            z, r = tile_logits_of_two(H + first * D, H0 + first * D, W + v0 * D, rows, cols, D, WIDEN, BR, BV, BD)
         else:
-            z = tile_logits(H, W, row, col, R, V, D, WIDEN, BR, BV, BD)
+            z = tile_logits(H + first * D, W + v0 * D, rows, cols, D, WIDEN, BR, BV, BD)
             if HAS_REF:
-                r = tile_logits(H0, W0, row, col, R, V, D0, WIDEN, BR, BV, BD)
+                r = tile_logits(H0 + first * D0, W0 + v0 * D0, rows, cols, D0, WIDEN, BR, BV, BD)
         z_target += tl.sum(tl.where(is_target, z, 0.0), 1)
         new = tl.maximum(m, tl.max(tl.where(inside, z, NEG_INF), 1))
         e, old = tl.where(inside, tl.exp(z - new[:, None]), 0.0), tl.exp(m - new)
@@ -96,7 +100,7 @@ def stream(
             new_r = tl.maximum(m_r, tl.max(tl.where(inside, r, NEG_INF), 1))
             l_r = l_r * tl.exp(m_r - new_r) + tl.sum(tl.where(inside, tl.exp(r - new_r[:, None]), 0.0), 1)
             m_r = new_r
-    out, kept = PART + part * R + row, row < R
+    out, kept = PART + part * R + first + i, i < rows
     tl.store(out, m, mask=kept)
     tl.store(out + step, l, mask=kept)
     tl.store(out + 2 * step, a, mask=kept)
@@ -233,7 +237,7 @@ def stream_statistics(hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, re
     has_ref = ref_hidden_TD is not None
     shared = has_ref and ref_weight_VD is None and ref_hidden_TD.dtype == hidden_TD.dtype
     dtype = hidden_TD.dtype if len({x.dtype for x in (hidden_TD, weight_VD, ref_hidden_TD, ref_weight_VD) if x is not None}) == 1 else None
-    tiles = stream_tiles(dtype or torch.float32)
+    tiles = stream_tiles(dtype or torch.float32, has_ref, shared)
     ref_weight_VD = weight_VD if ref_weight_VD is None else ref_weight_VD
     hidden_RD = hidden_TD.index_select(0, rows_R)
     ref_RD = ref_hidden_TD.index_select(0, rows_R) if has_ref else hidden_RD

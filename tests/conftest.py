@@ -1,11 +1,16 @@
 """Fixtures: the real model, imported once, and a tiny random one in the same layout."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before Triton is imported: its kernels run on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from safetensors.torch import save_file
 
 from model import import_gguf
