@@ -22,9 +22,9 @@ from model.llama import Llama
 from model.lora import add_lora
 
 SHAPES = {
-    "8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=128256),
-    "small": dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=512),
-}
+    "8b": (4096, 14336, 32, 32, 8, 128, 128256),
+    "small": (64, 128, 2, 4, 2, 16, 512),
+}  # hidden_size, intermediate_size, layers, heads, key-value heads, head_dim, vocabulary
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}  # dense bfloat16, data sheets
 
 
@@ -47,8 +47,7 @@ def main():
     parser.add_argument("--tokens", type=int, nargs=2, default=(512, 256), metavar=("PROMPT", "RESPONSE"))
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = SHAPES[args.shape]
-    config = LlamaConfig(**shape, max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=500000.0, rope_scaling=None, tie_word_embeddings=False)
+    config = LlamaConfig(*SHAPES[args.shape], 8192, rms_norm_eps=1e-5, rope_theta=500000.0, rope_scaling=None, tie_word_embeddings=False)
     torch.manual_seed(0)
     with torch.device(device):
         torch.set_default_dtype(torch.bfloat16)
@@ -62,7 +61,7 @@ def main():
     add_lora(model, 16, 16, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     model.checkpoint_blocks = True
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    packed = batches(shape["vocab_size"], args.preferences, *args.tokens, device)
+    packed = batches(config.vocab_size, args.preferences, *args.tokens, device)
     tokens = packed[0].tokens_T.numel()
     settings, seconds = ObjectiveConfig(name="cita"), []
     objective = objectives.get(settings)

@@ -1,4 +1,4 @@
-"""python -m kernels.bench [--device cpu|cuda] [--case NAME ...] [--rows R ...] [--dtype D ...] [--peers] [--repeats N] [--json F] [--plot F]
+"""python -m kernels.bench [--device cpu|cuda] [--case NAME ...] [--rows R ...] [--dtype D ...] [--head H ...] [--peers] [--repeats N] [--json F] [--plot F]
 
 Times forward + backward of log-prob and exact KL, every backend in turn (A B C A B C ...), against dense torch under autograd, and against
 the peers that are installed. Columns: median ms; times dense; TFLOP/s of the least work (4 products of R x D x V with a frozen head, 6 with
@@ -97,14 +97,13 @@ def timed(step, x, device):
 
 def product_rate(x, device):
     """FLOP/s of one large product by the vendor's library, the best of 5: the floor's clock."""
-    R, D = x.hidden.shape
     hidden, weight = x.hidden.detach()[:2048], x.weight.detach()[:49152]
     times = []
     for _ in range(6):
         start = clock(device)
         hidden @ weight.T
         times.append(clock(device) - start)
-    return 2 * len(hidden) * len(weight) * D / min(times[1:])
+    return 2 * len(hidden) * weight.numel() / min(times[1:])
 
 
 def peak_here(step, x, device):

@@ -119,7 +119,7 @@ def merge(PART, STATS, R, spans, step, HAS_REF: tl.constexpr, BR: tl.constexpr):
     m = tl.full((BR,), NEG_INF, tl.float32)
     l, a, z_target = tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32)
     m_r, l_r, r_target = m, l, l
-    for part in range(0, spans):
+    for part in range(spans):
         m_part = tl.load(at, mask=kept, other=0.0)
         new = tl.maximum(m, m_part)
         old, scale = tl.exp(m - new), tl.exp(m_part - new)
@@ -211,7 +211,7 @@ def segment_sum(
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     start, end = tl.load(OFFSETS + i), tl.load(OFFSETS + i + 1)
     acc = tl.zeros((BJ, BD), tl.float32)
-    for block in range(0, tl.cdiv(end - start, BJ)):
+    for block in range(tl.cdiv(end - start, BJ)):
         j = start + block * BJ + tl.arange(0, BJ)
         here = tl.load(ORDER + j, mask=j < end, other=0)
         at, inside = here[:, None] * D + d[None, :], (j < end)[:, None] & (d < D)[None, :]

@@ -12,7 +12,7 @@ from kernels.aot import SHARED_LIMIT, Usage
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's tools are for Linux")
 def test_kernels_compile_without_spills_and_use_the_matrix_units():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-m", "kernels.aot"], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "kernels.aot"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     table = [text.rsplit(None, 6) for text in done.stdout.splitlines()[1:-1]]
     kernels = {name.strip() for name, *_ in table}
