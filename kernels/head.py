@@ -111,7 +111,7 @@ def _rows(backend):
 
 
 def _operator(name, fake):
-    """Register a function as ecliptica::name. (torch.library.custom_op would import the compiler at the first call: 80 MB and a second.)"""
+    """Register a function as ecliptica::name. (torch.library.custom_op would import the compiler at the first call: 65 MiB.)"""
 
     def register(function):
         torch.library.define(f"ecliptica::{name}", torch.library.infer_schema(function, mutates_args=()))

@@ -1,6 +1,6 @@
 """Row operations of the fused head in plain torch: any device, float32 statistics. Formulas and letters: kernels/head.py.
 
-N rows of logits at a time; `half_MV` is a scratch in the head's own dtype, None when that is float32.
+N rows of logits at a time; `half_2NV` is a buffer in the head's own dtype, None when that is float32.
 """
 
 import torch
@@ -49,7 +49,7 @@ def statistics(logits_2NV, n, target_N, out_5N, half_2NV, scratch_NV, jacobian, 
         return None
     if r is not None:
         r.addcmul_(z, out_5N[2][:, None], value=-1)
-    return logits_2NV if half_2NV is None else half_2NV.copy_(logits_2NV) if half_2NV.dtype == dtype else logits_2NV.to(dtype)
+    return logits_2NV if half_2NV is None else half_2NV.copy_(logits_2NV)
 
 
 def dlogits(z_RW, r_RW, stats_5R, g_R, k_R, column_R, dtype):
