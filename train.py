@@ -1,8 +1,14 @@
-"""Train: python train.py RECIPE [section.key=value ...]. RECIPE: a TOML path, or the name of one in ecliptica/recipes."""
+"""Train: python train.py RECIPE [section.key=value ...]. RECIPE: a TOML path, or the name of one in ecliptica/recipes.
+
+The same command on the same run.dir goes on where it was cut. Several GPUs: torchrun --nproc-per-node N train.py RECIPE ...
+--plan: no training, but the memory, time and disk it would take on plan.gpus GPUs of the kind plan.gpu.
+"""
 
 import sys
 
 from ecliptica import config
+from ecliptica.training import plan
+from ecliptica.training.distributed import joined
 from ecliptica.training.loop import train
 from model import cli
 
@@ -11,8 +17,13 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("recipe", help="TOML path or shipped recipe name")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    args = parser.parse_args(argv)
-    train(config.load(args.recipe, args.overrides))
+    parser.add_argument("--plan", action="store_true", help="print what the run would need, and stop")
+    args = parser.parse_intermixed_args(argv)
+    if args.plan:
+        print(plan.report(config.load(args.recipe, args.overrides)))
+        return
+    with joined() as ranks:
+        train(ranks.together(config.load, args.recipe, args.overrides), ranks)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ def main():
     model.requires_grad_(False)
     parameters = sum(p.numel() for p in model.parameters()) - model.model.embed_tokens.weight.numel()
     add_lora(model, 16, 16, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
-    model.checkpoint_blocks = True
+    for block in model.model.layers:
+        block.recompute = "full"
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     packed = batches(config.vocab_size, args.preferences, *args.tokens, device)
     tokens = packed[0].tokens_T.numel()

@@ -65,8 +65,15 @@ class TrainingConfig:
     schedule: str = "cosine"
     clip_norm: float = 1.0
     seed: int = 0
-    reference: str = "auto"  # adapter-off with LoRA, model without
-    checkpoint_blocks: bool = False  # recompute activations in the backward
+    reference: str = "auto"  # adapter-off | cache | model; auto: cache for several epochs within its budget, else adapter-off (LoRA) or model
+    cache_budget_gib: float = 0.0  # how much disk "auto" may give the cache
+    cache_dir: str = ""  # "": run.dir/cache; runs with the same model and data can share one
+    replicas: int = 1  # HSDP: the model is sharded over (processes / replicas), and repeated
+    activation_checkpointing: str = "off"  # selective: keep products and attention, make the rest again; full: keep block inputs only
+    compile: bool = False  # torch.compile of each block
+    checkpoint_every: int = 100  # steps; 0: only when stopped by a signal
+    keep_checkpoints: int = 2
+    stall_seconds: float = 60.0  # a rank that others wait for so long is named
     eval_every: int = 0
     sample_every: int = 0
     device: str = "auto"
@@ -90,6 +97,18 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    """For --plan alone; no part of a run."""
+
+    gpus: int = 8
+    gpu: str = "h100-80gb"
+    gpus_per_node: int = 8
+    mfu: float = 0.4  # of the dense bfloat16 peak; an assumption, measure yours
+    shape: str = ""  # of a model that is not at model.path yet: see ecliptica/training/plan.py
+    tokens: int = 0  # of a micro-batch; 0: the largest of data.train, or the worst that data.max_tokens allows where there is no data
+
+
+@dataclass(frozen=True)
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -98,6 +117,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 CHOICES = {
@@ -106,13 +126,16 @@ CHOICES = {
     "objective.kl": ("exact", "printed", "logratio", "none"),
     "objective.logp": ("sum", "mean"),
     "training.schedule": ("cosine", "constant"),
-    "training.reference": ("auto", "adapter-off", "model"),
+    "training.reference": ("auto", "adapter-off", "cache", "model"),
+    "training.activation_checkpointing": ("off", "selective", "full"),
     "training.device": ("auto", "cpu", "cuda"),
 }
 ABOVE_ZERO = ("objective.beta", "lora.alpha", "training.lr", "training.batch_preferences", "training.micro_preferences",
-              "training.epochs", "training.clip_norm", "data.max_tokens", "data.keep_prompt_tokens", "samples.max_new_tokens")
+              "training.epochs", "training.clip_norm", "data.max_tokens", "data.keep_prompt_tokens", "samples.max_new_tokens",
+              "training.replicas", "training.keep_checkpoints", "training.stall_seconds", "plan.gpus", "plan.gpus_per_node", "plan.mfu")
 NOT_BELOW_ZERO = ("objective.kl_weight_start", "objective.kl_weight_end", "objective.preference_weight", "lora.rank", "training.max_steps",
-                  "training.weight_decay", "training.warmup", "training.seed", "training.eval_every", "training.sample_every")
+                  "training.weight_decay", "training.warmup", "training.seed", "training.eval_every", "training.sample_every",
+                  "training.checkpoint_every", "training.cache_budget_gib", "plan.tokens")
 
 
 def load(recipe, overrides=()):
@@ -179,9 +202,11 @@ def value_of(config, key):
 
 
 def as_toml(config):
-    """The resolved config as TOML text; unset optional values are left out."""
+    """The resolved config of a run as TOML text; unset optional values are left out, and so is `plan`."""
     lines = []
     for section, values in asdict(config).items():
+        if section == "plan":
+            continue
         lines.append(f"[{section}]")
         lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
         lines.append("")

@@ -45,9 +45,9 @@ def score(model, batch, reference=None, kl="exact", grad=True):
     sequence, the authors' trainer; both for ablation only. "none": reported nowhere.
     """
     with nullcontext() if grad else torch.no_grad():
+        ref_TD, ref_VD = reference(batch) if reference else (None, None)  # first: a sharded policy then goes from forward to backward
         policy_TD = hidden(model, batch)
-        weight_VD = model.head_weight_VD.to(model.dtype)
-        ref_TD, ref_VD = reference(batch) if reference else (None, None)
+        weight_VD = model.head_weight_VD.to(model.dtype)  # after the forward, which gathers a sharded head
         if reference and kl == "printed":
             return _printed(batch, policy_TD, weight_VD, ref_TD, ref_VD)
         out = linear_logp_kl(

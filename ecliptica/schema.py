@@ -4,6 +4,7 @@ T tokens of a packed batch    R response rows (hidden rows that predict response
 P preferences    D hidden width    V vocabulary    H heads    K kv heads    E head width    B documents    L longest
 """
 
+import hashlib
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,11 @@ class Encoded:
     def tokens(self):
         return len(self.context) + sum(map(len, self.responses))
 
+    @property
+    def key(self):
+        """What the reference's cache knows it by: a digest of its token ids, nothing else."""
+        return hashlib.sha256(repr((self.context, self.responses)).encode()).hexdigest()[:32]
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -49,7 +55,8 @@ class PackedBatch:
     segments_R: torch.Tensor  # which sequence
     owner_S: torch.Tensor  # which preference each sequence answers
     scores_S: torch.Tensor
-    ids: tuple[str, ...]  # of the preferences
+    ids: tuple[str, ...]  # of the preferences; none in a filler, which a rank without work of its own runs and nobody counts
+    keys: tuple[str, ...]  # Encoded.key of each
 
     @property
     def num_sequences(self):
@@ -57,7 +64,7 @@ class PackedBatch:
 
     def to(self, device):
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return PackedBatch(**moved, ids=self.ids)
+        return PackedBatch(**moved, ids=self.ids, keys=self.keys)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What every command does about errors: the user's are one line and exit code 2, ours keep their traceback."""
 
 import argparse
+import os
 import sys
 
 from model.errors import InputError
@@ -15,14 +16,17 @@ class Parser(argparse.ArgumentParser):
 
 def run(main, argv=None):
     """Call main(argv); return the exit code. For `sys.exit(run(main))`."""
+    rank = os.environ.get("RANK", "0")  # as torchrun numbers its processes
+    who = f"rank {rank}: " if rank != "0" else ""
     try:
         main(argv)
         return 0
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if not error.elsewhere:
+            print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {who}{error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

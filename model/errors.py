@@ -3,3 +3,5 @@
 
 class InputError(ValueError):
     """Bad input. The message is one line: what, where, what was expected, what to do. Commands print it and exit 2."""
+
+    elsewhere = False  # another process of the same run prints it

@@ -85,10 +85,11 @@ def choose(logits_NV, temperature, top_p, generators):
 
 
 @torch.no_grad()
-def generate(model, prompts, max_new_tokens, stop_ids, temperature=0.0, top_p=1.0, seeds=None):
+def generate(model, prompts, max_new_tokens, stop_ids, temperature=0.0, top_p=1.0, seeds=None, agreed=bool):
     """Continue each prompt (list of token ids) by at most `max_new_tokens`; the stop token is not in the result.
 
     seeds: one a row (None: 0, 1, ...); a row samples with its own generator, so its text does not depend on its neighbours.
+    agreed(done): whether to stop, given whether every row here is done; with a sharded model ranks must stop together.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
@@ -97,14 +98,14 @@ def generate(model, prompts, max_new_tokens, stop_ids, temperature=0.0, top_p=1.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(prompts))]
     stops = torch.tensor(sorted(stop_ids), device=device, dtype=torch.int64)
     length_N = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    head_VD = model.head_weight_VD.to(model.dtype)
     done_N = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     hidden_ND, made = prefill(model, cache, prompts), []
+    head_VD = model.head_weight_VD.to(model.dtype)  # after a forward, which gathers a sharded head
     for _ in range(max_new_tokens):
         tokens_N = choose(F.linear(hidden_ND, head_VD), temperature, top_p, generators)
         done_N = done_N | torch.isin(tokens_N, stops)
         made.append(torch.where(done_N, -1, tokens_N))
-        if done_N.all():
+        if agreed(done_N.all()):
             break
         hidden_ND = model.forward_hidden(tokens_N, length_N, decode_attention(cache, length_N))
         length_N = length_N + 1

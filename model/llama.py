@@ -8,7 +8,23 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+RECOMPUTE = ("off", "selective", "full")  # what of a block's activations the backward makes again
+KEPT = {  # by "selective": results of products and attention; norms, RoPE and SwiGLU are cheap to make again
+    torch.ops.aten.mm.default, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default, torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.higher_order.flex_attention,
+}
+
+
+def keep_products():
+    """The contexts of selective activation checkpointing."""
+
+    def policy(context, op, *args, **kwargs):
+        return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
 
 
 class Linear(nn.Module):
@@ -92,8 +108,15 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.recompute = "off"
 
     def forward(self, x, rope, attend):
+        if self.recompute == "off" or not torch.is_grad_enabled():
+            return self.run(x, rope, attend)
+        context = {"context_fn": keep_products} if self.recompute == "selective" else {}
+        return checkpoint(self.run, x, rope, attend, use_reentrant=False, **context)
+
+    def run(self, x, rope, attend):
         x = x + self.self_attn(self.input_layernorm(x), rope, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -112,7 +135,6 @@ class Llama(nn.Module):
     def __init__(self, config, dtype=torch.float32):
         super().__init__()
         self.config, self.dtype = config, dtype
-        self.checkpoint_blocks = False  # recompute each block's activations in the backward
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
@@ -131,10 +153,7 @@ class Llama(nn.Module):
         angle_TE = torch.outer(positions_T.float(), rope_frequencies(self.config, tokens_T.device)).repeat(1, 2)
         rope = angle_TE.cos().to(self.dtype), angle_TE.sin().to(self.dtype)
         for block in self.model.layers:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                x_TD = checkpoint(block, x_TD, rope, attend, use_reentrant=False)
-            else:
-                x_TD = block(x_TD, rope, attend)
+            x_TD = block(x_TD, rope, attend)
         return self.model.norm(x_TD)
 
     def forward_logits(self, tokens_T, positions_T, attend):

@@ -13,7 +13,7 @@ from torch import nn
 from model.config import read_json
 from model.errors import InputError
 from model.llama import Linear
-from model.weights import opened
+from model.weights import assign, kept_rows, meta_model, opened
 
 PREFIX = "base_model.model."  # PEFT wraps twice; its files carry the names of both wrappers
 UNSUPPORTED = {"use_dora": False, "use_rslora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None,
@@ -44,23 +44,35 @@ class LoRALinear(nn.Module):
 def add_lora(model, rank, alpha, targets, dropout=0.0, seed=0):
     """Replace every Linear whose last name is in `targets`. A is drawn as in PEFT (Kaiming uniform), B = 0.
 
-    Only A and B are trained: everything else is frozen. Raises InputError if a target names no layer.
+    Only A and B are trained: everything else is frozen. On the meta device only the layers are made: `draw_lora` fills them
+    after the model has storage. Raises InputError if a target names no layer.
     """
     model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
     found = set()
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
         if leaf not in targets or not isinstance(module, Linear) or leaf == "lm_head":  # the head is the fused kernel's
             continue
-        layer = LoRALinear(module, rank, alpha, dropout)
-        bound = 1 / math.sqrt(layer.lora_A.shape[1])
-        layer.lora_A.data.copy_(torch.empty(layer.lora_A.shape).uniform_(-bound, bound, generator=generator))
-        setattr(model.get_submodule(parent), leaf, layer)
+        setattr(model.get_submodule(parent), leaf, LoRALinear(module, rank, alpha, dropout))
         found.add(leaf)
     if absent := sorted(set(targets) - found):
         known = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, Linear)} - {"lm_head"})
         raise InputError(f"lora.targets: no layer is named {', '.join(absent)}; this model has {', '.join(known)}")
+    return model if model.head_weight_VD.is_meta else draw_lora(model, seed)
+
+
+def draw_lora(model, seed):
+    """The starting values of every adapter. A shard gets its rows of the same draw, so the number of ranks changes nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in lora_layers(model).values():
+        for side in ("lora_A", "lora_B"):
+            parameter, device = getattr(layer, side), layer.base.weight.device
+            value = torch.zeros(parameter.shape)
+            if side == "lora_A":
+                bound = 1 / math.sqrt(parameter.shape[1])
+                value.uniform_(-bound, bound, generator=generator)
+            first, end = kept_rows(parameter)
+            assign(layer, side, value[first:end].to(device))
     return model
 
 
@@ -93,25 +105,28 @@ def merge_lora(model):
     return model
 
 
-def save_adapter(model, out_dir, base_model):
-    """adapter_config.json and adapter_model.safetensors as PEFT writes them (float32)."""
+def lora_parameters(model):
+    """(name, parameter) of every A and B."""
+    return [(f"{name}.{side}", getattr(layer, side)) for name, layer in lora_layers(model).items() for side in ("lora_A", "lora_B")]
+
+
+def save_adapter(model, out_dir, base_model, tensors=None):
+    """adapter_config.json and adapter_model.safetensors as PEFT writes them (float32). tensors: (name, tensor) of `lora_parameters`,
+    gathered, if the model is sharded."""
     out_dir, layers = Path(out_dir), lora_layers(model)
+    tensors = {f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous() for name, tensor in tensors or lora_parameters(model)}
     first = next(iter(layers.values()))
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model), "inference_mode": True,
         "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout, "init_lora_weights": True,
         "target_modules": sorted({name.rpartition(".")[2] for name in layers}), **UNSUPPORTED,
     }
-    tensors = {
-        f"{PREFIX}{name}.{side}.weight": getattr(layer, side).detach().cpu().contiguous()
-        for name, layer in layers.items() for side in ("lora_A", "lora_B")
-    }
     save_file(tensors, out_dir / "adapter_model.safetensors", metadata={"format": "pt"})
     (out_dir / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_adapter(model, adapter_dir):
-    """Add the adapter in `adapter_dir` (ours or PEFT's) to a model without one. Raises InputError naming what does not fit."""
+def read_adapter(adapter_dir):
+    """(adapter_config, {tensor name: tensor}) of an adapter directory, ours or PEFT's. Raises InputError for a kind that is not supported."""
     path = Path(adapter_dir) / "adapter_config.json"
     config = read_json(path)
     if config.get("peft_type") != "LORA":
@@ -119,9 +134,31 @@ def load_adapter(model, adapter_dir):
     for key, plain in UNSUPPORTED.items():
         if config.get(key) not in (plain, None) and config[key] != []:
             raise InputError(f"{path}: {key} = {config[key]!r} is not supported; expected {plain!r}")
-    file_path = Path(adapter_dir) / "adapter_model.safetensors"
-    with opened(file_path) as file:
+    with opened(Path(adapter_dir) / "adapter_model.safetensors") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return config, tensors
+
+
+def adapter_rows(model_dir, adapter_dir):
+    """The edit of model.weights.fill that merges an adapter while reading: W + (alpha / r) B A, in float32, rows of a shard too."""
+    load_adapter(meta_model(model_dir), adapter_dir)  # says what does not fit
+    config, tensors = read_adapter(adapter_dir)
+    scale = config["lora_alpha"] / config["r"]
+
+    def merged(name, rows, first):
+        key = PREFIX + name.removesuffix(".weight")
+        if f"{key}.lora_A.weight" not in tensors:
+            return rows
+        A, B = (tensors[f"{key}.{side}.weight"].float() for side in ("lora_A", "lora_B"))
+        return rows.float() + scale * B[first : first + len(rows)] @ A
+
+    return merged
+
+
+def load_adapter(model, adapter_dir):
+    """Add the adapter in `adapter_dir` (ours or PEFT's) to a model without one. Raises InputError naming what does not fit."""
+    config, tensors = read_adapter(adapter_dir)
+    file_path = Path(adapter_dir) / "adapter_model.safetensors"
     targets = sorted({name.split(".")[-3] for name in tensors if name.endswith((".lora_A.weight", ".lora_B.weight"))})
     if not targets or not all(isinstance(config.get(key), (int, float)) and config[key] > 0 for key in ("r", "lora_alpha")):
         raise InputError(f"{adapter_dir}: no LoRA tensors, or no positive r and lora_alpha in adapter_config.json")

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from model.config import load_config, read_json
 from model.errors import InputError
@@ -34,6 +35,19 @@ def replaced_directory(path):
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_text(path, text):
+    """Write a text file whole or not at all: beside its place, on disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def pick_device(name):
@@ -68,18 +82,38 @@ def tensor_files(model_dir):
         return dict.fromkeys(file.keys(), path)
 
 
+def read_tensor(model_dir, name):
+    """One tensor by its Hugging Face name."""
+    path = tensor_files(model_dir)[name]
+    with opened(path) as file:
+        return file.get_tensor(name)
+
+
+def meta_model(model_dir, dtype=torch.float32):
+    """The frozen Llama of a Hugging Face directory on the meta device: shapes and names, no storage. For `fill`."""
+    with torch.device("meta"):
+        model = Llama(load_config(model_dir), dtype)
+    return model.requires_grad_(False).eval()
+
+
 def load_model(model_dir, dtype=torch.float32, device="cpu", param_dtype=None):
     """A frozen Llama from a Hugging Face directory, in evaluation mode.
 
     dtype: what it computes in; param_dtype: what it is stored in (None: dtype). Built on the meta device and filled
     tensor by tensor from the mapped file: never a second full copy. Raises InputError naming missing, extra or misshapen tensors.
     """
-    config = load_config(model_dir)
-    with torch.device("meta"):
-        model = Llama(config, dtype)
-    wanted = dict(model.named_parameters())
+    return fill(meta_model(model_dir, dtype), model_dir, device, param_dtype)
+
+
+def fill(model, model_dir, device="cpu", param_dtype=None, merged=None):
+    """Read the tensors of `model_dir` into a meta model, plain or sharded: of a DTensor each rank reads the rows that it keeps.
+
+    param_dtype: what they are stored in (None: the dtype the model computes in). merged(name, rows, first): an edit of the rows
+    read, the first of them row `first` of the tensor (model/lora.py: adapter_rows); None: as they are. LoRA's own tensors are left out.
+    """
+    wanted = {file_name(name): (name, p) for name, p in model.named_parameters() if "lora_" not in name}
     files = {name: file for name, file in tensor_files(model_dir).items() if not name.endswith(DERIVED)}
-    if config.tie_word_embeddings:
+    if model.config.tie_word_embeddings:
         files.pop("lm_head.weight", None)  # some exports repeat the tied head
     missing, extra = sorted(wanted.keys() - files.keys()), sorted(files.keys() - wanted.keys())
     if missing or extra:
@@ -88,20 +122,56 @@ def load_model(model_dir, dtype=torch.float32, device="cpu", param_dtype=None):
     for path in sorted(set(files.values())):
         with opened(path) as file:
             for name in sorted(n for n in files if files[n] == path):
-                tensor = _read(file, name, path, wanted[name].shape)
-                owner, _, leaf = name.rpartition(".")
-                tensor = tensor.to(device=device, dtype=param_dtype or dtype)
-                setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
-    return model.eval()
+                place, parameter = wanted[name]
+                first, end = kept_rows(parameter)
+                tensor = _read(file, name, path, parameter.shape, first, end)
+                tensor = merged(name, tensor, first) if merged else tensor
+                assign(model, place, tensor.to(device=device, dtype=param_dtype or model.dtype))
+    return model
 
 
-def _read(file, name, path, shape):
+def file_name(name):
+    """The Hugging Face name of a parameter: a LoRA layer holds its frozen Linear as `base`."""
+    return name.replace(".base.weight", ".weight")
+
+
+def kept_rows(parameter):
+    """(first, end) of the rows that this rank keeps of a parameter: all of a plain one, a chunk of dimension 0 of a DTensor."""
+    if not isinstance(parameter, DTensor):
+        return 0, parameter.shape[0]
+    mesh, at = parameter.device_mesh, [n for n, place in enumerate(parameter.placements) if place.is_shard()]
+    if not at:
+        return 0, parameter.shape[0]
+    (dimension,) = at
+    chunk = -(-parameter.shape[0] // mesh.size(dimension))  # as torch.chunk cuts: the last ranks may keep fewer rows, or none
+    first = min(mesh.get_local_rank(dimension) * chunk, parameter.shape[0])
+    return first, min(first + chunk, parameter.shape[0])
+
+
+@torch.no_grad()
+def assign(model, name, tensor):
+    """Give the parameter `name` these values: copied into the storage of a shard, a new Parameter otherwise."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    parameter = getattr(module, leaf)
+    if isinstance(parameter, DTensor):
+        parameter.to_local().copy_(tensor)
+    else:
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
+
+
+def whole(parameter):
+    """The full tensor of a parameter, detached: itself, or gathered from every rank's shard (all ranks must call)."""
+    return parameter.detach().full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+def _read(file, name, path, shape, first, end):
     if name not in file.keys():
         raise InputError(f"{path}: the tensor {name} is missing, though the index names it here")
-    found = tuple(file.get_slice(name).get_shape())
-    if found != tuple(shape):
-        raise InputError(f"{path}: {name} has shape {list(found)}; config.json makes it {list(shape)}")
-    return file.get_tensor(name)
+    rows = file.get_slice(name)
+    if tuple(rows.get_shape()) != tuple(shape):
+        raise InputError(f"{path}: {name} has shape {list(rows.get_shape())}; config.json makes it {list(shape)}")
+    return file.get_tensor(name) if (first, end) == (0, shape[0]) else rows[first:end]
 
 
 def save_model(model, out_dir, source_dir, dtype=torch.bfloat16, shard_bytes=5 << 30):
@@ -109,23 +179,34 @@ def save_model(model, out_dir, source_dir, dtype=torch.bfloat16, shard_bytes=5 <
 
     A directory that transformers and vLLM load. The caller makes the write atomic (replaced_directory).
     """
+    save_tensors(((name, p.detach()) for name, p in model.named_parameters()), out_dir, source_dir, dtype, shard_bytes)
+
+
+def save_tensors(tensors, out_dir, source_dir, dtype, shard_bytes=5 << 30):
+    """save_model for (name, tensor) pairs from wherever they come."""
     out_dir, source_dir = Path(out_dir), Path(source_dir)
-    shards, size = [{}], 0
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach().to("cpu", dtype).contiguous()
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append({})
+    parts, shard, size = [], {}, 0
+
+    def write():
+        parts.append((out_dir / f"part-{len(parts)}", list(shard)))
+        save_file(shard, parts[-1][0], metadata={"format": "pt"})
+        shard.clear()
+
+    total = 0
+    for name, tensor in tensors:
+        tensor = tensor.to("cpu", dtype).contiguous()
+        if shard and size + tensor.nbytes > shard_bytes:
+            write()
             size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        names = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))]
-        weight_map = {tensor: name for name, shard in zip(names, shards) for tensor in shard}
-        total = sum(t.nbytes for shard in shards for t in shard.values())
+        shard[name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    write()
+    names = [f"model-{n:05d}-of-{len(parts):05d}.safetensors" for n in range(1, len(parts) + 1)] if len(parts) > 1 else ["model.safetensors"]
+    for name, (path, _) in zip(names, parts):
+        path.rename(out_dir / name)
+    if len(parts) > 1:
+        weight_map = {tensor: name for name, (_, held) in zip(names, parts) for tensor in held}
         (out_dir / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
-    for name, shard in zip(names, shards):
-        save_file(shard, out_dir / name, metadata={"format": "pt"})
     config = read_json(source_dir / "config.json")
     config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")  # transformers 5 renamed it
     (out_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")

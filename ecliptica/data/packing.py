@@ -67,7 +67,7 @@ def pack(examples):
     return PackedBatch(
         tokens_T=x["tokens"], positions_T=x["positions"], document_T=x["document"], branch_T=x["branch"], rows_R=x["rows"],
         targets_R=x["targets"], segments_R=x["segments"], owner_S=x["owner"], scores_S=x["scores"],
-        ids=tuple(example.id for example in examples),
+        ids=tuple(example.id for example in examples), keys=tuple(example.key for example in examples),
     )
 
 

@@ -7,8 +7,9 @@ from importlib.metadata import version
 import torch
 
 from ecliptica.data.templates import as_text, render_context
-from model.lora import lora_layers, save_adapter
-from model.weights import copy_tokenizer, replaced_directory, save_model
+from ecliptica.training.distributed import ALONE
+from model.lora import lora_layers, lora_parameters, save_adapter
+from model.weights import copy_tokenizer, replaced_directory, save_tensors, whole
 
 RECORD = "ecliptica.json"
 
@@ -31,13 +32,28 @@ def is_ablation(objective):
     return objective.ablation or objective.kl in ("printed", "logratio")
 
 
-def export(model, run_dir, config, made):
-    """Write run_dir/final: the adapter in PEFT's layout, or the whole model in Hugging Face's, all or nothing."""
-    with replaced_directory(run_dir / "final") as out:
-        if lora_layers(model):
-            save_adapter(model, out, config.model.path)
-            copy_tokenizer(config.model.path, out)
-        else:
-            save_model(model, out, config.model.path, getattr(torch, config.model.dtype))
-        (out / RECORD).write_text(json.dumps(made, indent=2) + "\n")
+def export(model, run_dir, config, made, ranks=ALONE):
+    """Write run_dir/final: the adapter in PEFT's layout, or the whole model in Hugging Face's, all or nothing. Collective: rank 0
+    writes what all ranks gather, a tensor at a time."""
+    lora = bool(lora_layers(model))
+    pieces = ((name, whole(p)) for name, p in (lora_parameters(model) if lora else model.named_parameters()))
+
+    def write():
+        with replaced_directory(run_dir / "final") as out:
+            if lora:
+                save_adapter(model, out, config.model.path, pieces)
+                copy_tokenizer(config.model.path, out)
+            else:
+                save_tensors(pieces, out, config.model.path, getattr(torch, config.model.dtype))
+            (out / RECORD).write_text(json.dumps(made, indent=2) + "\n")
+
+    def take_part():
+        try:
+            if ranks.main:
+                write()
+        finally:
+            for _ in pieces:  # the others' gathers, and rank 0's own if its write failed
+                pass
+
+    ranks.together(take_part)
     return run_dir / "final"

@@ -1,97 +1,146 @@
-"""The order of things in a run: claim the directory, load, check at step 0, train, sample, export."""
+"""The order of things in a run: claim the directory, load, resume or check at step 0, train, save, sample, export."""
 
 import math
-import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from ecliptica import objectives
-from ecliptica.config import as_toml
 from ecliptica.data.loader import Batches, load_examples, micro_batches
 from ecliptica.data.templates import TEMPLATES, encode_pieces, get_template, render_context, stop_ids
-from ecliptica.training import export, reference, schedules
-from ecliptica.training.metrics import Log, append, shown
+from ecliptica.training import export, hardware, reference, schedules
+from ecliptica.training.cache import Cache
+from ecliptica.training.checkpoint import Checkpoints, Stop, state_of
+from ecliptica.training.distributed import ALONE, is_lost, settle
+from ecliptica.training.metrics import Log, shown
+from ecliptica.training.rundir import RunDir
 from ecliptica.training.step import evaluate, optimizer_step
+from ecliptica.training.watch import Watch
 from model.config import load_config
 from model.errors import InputError
 from model.generate import generate
-from model.lora import add_lora
 from model.tokenizer import load_tokenizer
 from model.weights import pick_device
 
 
-def train(config):
-    """Run `config` to the end. Returns the directory of the export. Raises InputError for what the user can mend."""
-    objective = objectives.get(config.objective)
-    run_dir, done = claim(config)
-    if done:
-        print(f"{run_dir}: this run is complete; its export is {run_dir / 'final'}")
-        return run_dir / "final"
-    device = pick_device(config.training.device)
-    torch.manual_seed(config.training.seed)
+def train(config, ranks=ALONE):
+    """Run `config` to its end, or from where an earlier start of it left off. Returns the directory of the export; None if a
+    signal stopped the run, its state saved. Raises InputError for what the user can mend. Collective: every rank calls it."""
+    run = RunDir(config)
+    ranks.together(ready, config)
+    with Stop() as stop, Watch(ranks, config.training.stall_seconds) as watch:
+        try:
+            ranks.on_main(run.claim)
+            if ranks.on_main(lambda: run.complete):
+                if ranks.main:
+                    print(f"{run.path}: this run is complete; its export is {run.path / 'final'}")
+                return run.path / "final"
+            return run_steps(config, run, ranks, stop, watch)
+        except RuntimeError as error:
+            if ranks.world == 1 or not is_lost(error):
+                raise
+            gone = watch.lost()
+            told = InputError(f"{watch.place[1]}: rank {', '.join(map(str, gone)) or 'unknown'} went away; all stop; start the same command again to go on")
+            told.elsewhere = ranks.rank != min(set(range(ranks.world)) - set(gone))
+            raise told from error
+        finally:
+            run.release()
+
+
+def ready(config):
+    """What can be wrong before anything is written: objective, device."""
+    objectives.get(config.objective)
+    pick_device(config.training.device)
+
+
+def load_data(config, responses):
+    """(tokenizer, template, examples, held-out examples, one line each that says what was cut or left out)."""
     tokenizer = load_tokenizer(config.model.path)
     template = get_template(fitting_template(tokenizer) if config.data.template == "auto" else config.data.template, tokenizer)
     window = min(config.data.max_tokens, load_config(config.model.path).max_position_embeddings)
     data = replace(config.data, max_tokens=window)
-    examples, counts = load_examples(data.train, data, tokenizer, template, objective.RESPONSES)
-    held_out = load_examples(data.eval, data, tokenizer, template, objective.RESPONSES)[0] if data.eval else []
-    model, frozen = build(config, objective, device)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.training.lr, weight_decay=config.training.weight_decay)
-    batches = Batches(examples, config.training)
-    claim_files(run_dir, config)
+    examples, counts = load_examples(data.train, data, tokenizer, template, responses)
+    held_out = load_examples(data.eval, data, tokenizer, template, responses)[0] if data.eval else []
+    lines = [f"{data.train}: {counts.line()}; at most {window} tokens each"]
+    return tokenizer, template, examples, held_out, lines + [f"  left out: {why}" for why in (*counts.dropped[:3], *counts.skipped[:3])]
+
+
+def run_steps(config, run, ranks, stop, watch):
+    objective, options = objectives.get(config.objective), config.training
+    device = pick_device(options.device)
+    tokenizer, template, examples, held_out, lines = ranks.together(load_data, config, objective.RESPONSES)
+    batches = Batches(examples, options)
     stamp = {"ablation": True} if export.is_ablation(config.objective) else {}
-    log = Log(run_dir, batches.steps, stamp)
-    log.say(f"{data.train}: {counts.line()}; at most {window} tokens each")
-    for reason in (*counts.dropped[:3], *counts.skipped[:3]):
-        log.say(f"  left out: {reason}")
-    log.say(f"{sum(p.numel() for p in trained):,} trained parameters, {batches.steps} steps of {batches.batch} preferences, "
-            f"template {template.name}, {device}")
-    if stamp:
-        log.say("ABLATION: the KL of this run is lifted or is not a KL; every output says so")
+    log = Log(run.path, batches.steps, stamp, ranks.main)
     try:
-        for step in range(batches.steps):
-            lam = schedules.kl_weight(step, batches.steps, config.objective)
-            lr = schedules.learning_rate(step, batches.steps, config.training)
+        for line in lines:
+            log.say(line)
+        model = reference.starting_model(config, device, ranks, trained=True).train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay, fused=torch.device(device).type == "cuda" or None)
+        log.say(f"{sum(p.numel() for p in trained):,} trained parameters, {batches.steps} steps of {batches.batch} preferences, "
+                f"template {template.name}, {device}" + (f", {ranks.world} processes" if ranks.world > 1 else ""))
+        if stamp:
+            log.say("ABLATION: the KL of this run is lifted or is not a KL; every output says so")
+        frozen = None
+        if objective.needs_reference(config.objective):
+            frozen = reference.build(config, model, device, ranks, batches, held_out, log.say)
+        checkpoints = Checkpoints(run.path, options.keep_checkpoints, ranks, log.say)
+        state = state_of(model, optimizer)
+        found = checkpoints.resume(state) or {"step": 0, "first": {}}
+        start, log.first = found["step"], found["first"]
+        ranks.on_main(run.take_back, start)
+        log.start(start)
+        if start:
+            log.say(f"{run.path}: resumed after step {start} of {batches.steps}")
+        runs_forward = frozen is not None and not isinstance(frozen, Cache)
+        hardware.forget_peak(device)
+        for step in range(start, batches.steps):
+            began = time.perf_counter()
+            watch.at(step, "data")
+            packed = [batch.to(device) for batch in batches.step(step, ranks.rank, ranks.world)]
+            waited = time.perf_counter() - began
+            lam, lr = schedules.kl_weight(step, batches.steps, config.objective), schedules.learning_rate(step, batches.steps, options)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            packed = [batch.to(device) for batch in batches.step(step)]
+            torch.manual_seed((options.seed * 1_000_003 + step) * 65_536 + ranks.rank)  # dropout, the only thing drawn in a step
             check = step_zero_check(config, frozen) if step == 0 else None
+            watch.at(step, "forward, backward and update")
             try:
-                metrics = optimizer_step(
-                    model, frozen, objective, config.objective, packed, lam, optimizer, config.training.clip_norm, check)
+                metrics = optimizer_step(model, frozen, objective, config.objective, packed, lam, optimizer, options.clip_norm, check, ranks)
             except InputError as error:
-                raise InputError(f"{run_dir}: step {step}: {error}") from error
-            log.step(step, metrics | {"lr": lr, "kl_weight": lam})
-            if due(step, config.training.eval_every, batches.steps) and held_out:
-                packed = [batch.to(device) for batch in micro_batches(held_out, config.training.micro_preferences)]
-                found = evaluate(model, frozen, objective, config.objective, packed, lam)
-                append(run_dir / "eval.jsonl", {"step": step} | stamp | found)
-                log.say(f"  held out: {shown(found)}")
-            if due(step, config.training.sample_every, batches.steps):
-                sample(model, tokenizer, template, config, run_dir, {"step": step} | stamp, log)
+                raise ranks.agreed(f"{run.path}: step {step}: {error}") from error
+            stopped, waited, peak = ranks.reduce([bool(stop.name), waited, hardware.peak_memory(device)], "max")
+            log.step(step, metrics | {"lr": lr, "kl_weight": lam, "data_seconds": waited, "peak_memory_gib": peak / 2**30,
+                                      "mfu": hardware.mfu(model, packed, metrics["step_seconds"], not config.lora.rank, runs_forward, device)})
+            if due(step, options.eval_every, batches.steps) and held_out:
+                watch.at(step, "evaluation")
+                packed = [batch.to(device) for batch in micro_batches(held_out, options.micro_preferences, ranks.rank, ranks.world)]
+                measured = evaluate(model, frozen, objective, config.objective, packed, lam, ranks)
+                log.append("eval.jsonl", {"step": step} | stamp | measured)
+                log.say(f"  held out: {shown(measured)}")
+                settle(model)
+            if due(step, options.sample_every, batches.steps):
+                watch.at(step, "samples")
+                sample(model, tokenizer, template, config, {"step": step} | stamp, log, ranks)
+                settle(model)
+            if checkpoints.ready():
+                checkpoints.finish()
+            if stopped or (options.checkpoint_every and (step + 1) % options.checkpoint_every == 0):
+                watch.at(step, "checkpoint")
+                checkpoints.save(step + 1, state_of(model, optimizer), {"first": log.first}, background=torch.device(device).type == "cuda" and not stopped)
+            if stopped:
+                if ranks.main:
+                    print(f"{run.path}: stopped by {stop.name or 'a signal'} after step {step + 1} of {batches.steps}, saved; the same command goes on")
+                return None
+        checkpoints.finish()
+        out = export.export(model, run.path, config, export.record(config, template, batches.steps), ranks)
     finally:
         log.close()
-    out = export.export(model, run_dir, config, export.record(config, template, batches.steps))
-    print(f"{out}: exported after {batches.steps} steps")
+    if ranks.main:
+        print(f"{out}: exported after {batches.steps} steps")
     return out
-
-
-def build(config, objective, device):
-    """(policy, reference or None). LoRA trains float32 adapters on a frozen base; full fine-tuning trains float32 masters."""
-    lora = config.lora
-    model = reference.base_model(config.model, device, None if lora.rank else torch.float32)
-    if lora.rank:
-        add_lora(model, lora.rank, lora.alpha, lora.targets, lora.dropout, config.training.seed)
-    else:
-        model.requires_grad_(True)
-    model.train()
-    model.checkpoint_blocks = config.training.checkpoint_blocks
-    needed = objective.needs_reference(config.objective)
-    return model, reference.build(config, model, device) if needed else None
 
 
 def step_zero_check(config, frozen):
@@ -112,18 +161,22 @@ def due(step, every, steps):
     return every > 0 and (step % every == 0 or step == steps - 1)
 
 
-def sample(model, tokenizer, template, config, run_dir, head, log):
-    """Answer the fixed prompts under every instruction, greedily: whether behaviour switches is seen while it trains."""
+def sample(model, tokenizer, template, config, head, log, ranks):
+    """Answer the fixed prompts under every instruction, greedily: whether behaviour switches is seen while it trains. The cells are
+    dealt to the ranks; with a sharded model all of them generate until the last is done."""
     cells = [(p, i) for p in config.samples.prompts for i in config.samples.instructions]
     if not cells:
         return
-    contexts = [encode_pieces(tokenizer, render_context(template, p, i)) for p, i in cells]
+    mine = cells[ranks.rank :: ranks.world] or cells[:1]
+    contexts = [encode_pieces(tokenizer, render_context(template, p, i)) for p, i in mine]
     model.eval()
-    made = generate(model, contexts, config.samples.max_new_tokens, stop_ids(template, tokenizer))
+    made = generate(model, contexts, config.samples.max_new_tokens, stop_ids(template, tokenizer),
+                    agreed=lambda done: ranks.reduce([not done], "max") == [0])
     model.train()
-    for (prompt, instruction), ids in zip(cells, made):
-        text = tokenizer.decode(ids)
-        append(run_dir / "samples.jsonl", head | {"prompt": prompt, "instruction": instruction, "text": text})
+    texts = ranks.gather([tokenizer.decode(ids) for ids in made])
+    for number, (prompt, instruction) in enumerate(cells):
+        text = texts[number % ranks.world][number // ranks.world]
+        log.append("samples.jsonl", head | {"prompt": prompt, "instruction": instruction, "text": text})
         log.say(f"  [{instruction}] {' '.join(text.split())[:160]}")
 
 
@@ -133,26 +186,3 @@ def fitting_template(tokenizer):
         if name in TEMPLATES and tokenizer.token_id(marker) is not None:
             return name
     return "alpaca"
-
-
-def claim(config):
-    """(run directory, whether it already holds this very run, complete). A directory of another config is refused."""
-    run_dir = Path(config.run.dir)
-    stored = run_dir / "config.toml"
-    if not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
-        return run_dir, False
-    if not run_dir.is_dir():
-        raise InputError(f"run.dir: {run_dir} is a file; expected a directory")
-    if not stored.exists():
-        raise InputError(f"run.dir: {run_dir} is not empty and holds no run (no config.toml); choose another run.dir")
-    if stored.read_text(encoding="utf-8") != as_toml(config):
-        raise InputError(f"run.dir: {run_dir} holds a run of another config ({stored}); choose another run.dir or move it away")
-    return run_dir, (run_dir / "final").is_dir()
-
-
-def claim_files(run_dir, config):
-    """Make the directory this run's: config.toml written, an unfinished run of the same config moved aside, not overwritten."""
-    if (run_dir / "metrics.jsonl").exists():
-        shutil.move(run_dir, run_dir.with_name(f"{run_dir.name}.unfinished-{time.strftime('%Y%m%d-%H%M%S')}"))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.toml").write_text(as_toml(config), encoding="utf-8")

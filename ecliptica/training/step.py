@@ -4,10 +4,11 @@ import math
 import time
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from ecliptica.objectives import _terms
 from ecliptica.policy import score
-from model.errors import InputError
+from ecliptica.training.distributed import ALONE
 
 
 def forward(model, reference, objective, config, batch, kl_weight, grad=True):
@@ -19,40 +20,53 @@ def forward(model, reference, objective, config, batch, kl_weight, grad=True):
     return terms
 
 
-def mean_metrics(parts, count):
-    """{name: sum over the batches / number of preferences}."""
-    return {name: float(sum(part[name] for part in parts)) / count for name in parts[0]}
+def totals(parts, batches, ranks):
+    """{name: sum over the batches of all ranks / preferences}. A filler batch, which has no ids, counts for nothing."""
+    names = sorted(parts[0])
+    sums = [sum(float(part[name]) for part, batch in zip(parts, batches) if batch.ids) for name in names]
+    *sums, count = ranks.reduce([*sums, sum(len(batch.ids) for batch in batches)])
+    return {name: total / count for name, total in zip(names, sums)}
 
 
-def optimizer_step(model, reference, objective, config, batches, kl_weight, optimizer, clip_norm, check=None):
-    """Update the trained parameters from all micro-batches; return the step's metrics as floats.
+def optimizer_step(model, reference, objective, config, batches, kl_weight, optimizer, clip_norm, check=None, ranks=ALONE):
+    """Update the trained parameters from this rank's micro-batches; return the step's metrics over all ranks, as floats.
 
-    Every preference weighs the same whatever batch it lands in: sums are divided by the step's count, known before the
-    first backward. check(metrics): called before the update, may raise.
+    Every preference weighs the same whatever batch or rank it lands in: sums are divided by the step's count, known before the
+    first backward. check(metrics): called before the update, may raise. Raises InputError, on every rank, if the loss or the
+    gradient is not finite.
     """
     start = time.perf_counter()
-    count = sum(len(batch.ids) for batch in batches)
+    count, tokens = ranks.reduce([sum(len(b.ids) for b in batches), sum(b.tokens_T.numel() for b in batches if b.ids)])
     parts = []
     for batch in batches:
         terms = forward(model, reference, objective, config, batch, kl_weight)
-        (terms.loss / count).backward()
+        share = ranks.world / count if batch.ids else 0.0  # times world: FSDP takes the mean over ranks, a step is the sum
+        (terms.loss * share).backward()
         parts.append(terms.metrics)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(trained, clip_norm))
-    metrics = mean_metrics(parts, count) | {"grad_norm": grad_norm}
-    if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
-        ids = ", ".join(name for batch in batches for name in batch.ids)
-        raise InputError(f"loss {metrics['loss']}, grad_norm {grad_norm}: not finite, stopped before the update; preferences: {ids}")
+    norm = torch.nn.utils.clip_grad_norm_(trained, clip_norm)
+    metrics = totals(parts, batches, ranks) | {"grad_norm": float(norm.full_tensor() if isinstance(norm, DTensor) else norm)}
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+        raise ranks.agreed(not_finite(metrics, parts, batches, ranks))
     if check:
         check(metrics)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - start
-    tokens = sum(batch.tokens_T.numel() for batch in batches)
-    return metrics | {"tokens_per_second": tokens / seconds, "preferences_per_second": count / seconds}
+    return metrics | {"tokens_per_second": tokens / seconds, "preferences_per_second": count / seconds, "step_seconds": seconds}
 
 
-def evaluate(model, reference, objective, config, batches, kl_weight):
+def not_finite(metrics, parts, batches, ranks):
+    """One line: what is not finite, on which rank, in which preferences (all of the step's, if only the gradient is not)."""
+    bad = [batch for part, batch in zip(parts, batches) if not math.isfinite(float(part["loss"]))]
+    found = ranks.gather([name for batch in bad for name in batch.ids])
+    if not any(found):
+        found = ranks.gather([name for batch in batches for name in batch.ids])
+    where = [(f"rank {rank}: " if ranks.world > 1 else "") + ", ".join(names) for rank, names in enumerate(found) if names]
+    return f"loss {metrics['loss']}, grad_norm {metrics['grad_norm']}: not finite, stopped before the update; preferences: {'; '.join(where)}"
+
+
+def evaluate(model, reference, objective, config, batches, kl_weight, ranks=ALONE):
     """The same numbers on held-out preferences, no gradient."""
     parts = [forward(model, reference, objective, config, batch, kl_weight, grad=False).metrics for batch in batches]
-    return mean_metrics(parts, sum(len(batch.ids) for batch in batches))
+    return totals(parts, batches, ranks)
