@@ -29,6 +29,10 @@ TINY = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=2, help="how many runs each kill -9 test cuts")
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct, imported from its package; `make demo` shares the directory."""
