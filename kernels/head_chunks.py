@@ -66,6 +66,18 @@ def chunk_size(rows, bytes_per_row, workspace_bytes, at_most):
     return size if size <= ALIGN else size // ALIGN * ALIGN
 
 
+def forward_buffers(rows, R, V, models, half, workspace_bytes):
+    """(float32 buffers, half-precision buffers, rows in a chunk) of the forward: each buffer is rows x V. half: a head of 16 bits."""
+    floats = 3 if models == 2 and not rows.IN_PLACE else models  # the last one of three is a scratch
+    halves = models if half and not rows.IN_PLACE else 0
+    return floats, halves, chunk_size(R, V * (4 * floats + 2 * halves), workspace_bytes, rows.ROWS)
+
+
+def backward_width(R, V, models, workspace_bytes):
+    """How many rows of the head a slice of the backward takes."""
+    return min(V, chunk_size(V, max(R, 1) * (4 * models + 2 * models + 6), workspace_bytes, SLICE))
+
+
 def forward(rows, hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, ref_weight_VD, jacobian, workspace_bytes):
     """(stats_5R, J_RD, K_RD): float32; J and K are empty without `jacobian`, K also without a reference."""
     R, V, D, device = rows_R.numel(), *weight_VD.shape, hidden_TD.device
@@ -74,9 +86,7 @@ def forward(rows, hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, ref_we
     J_RD = torch.empty(R if jacobian else 0, D, device=device)
     K_RD = torch.empty_like(J_RD) if models == 2 else torch.empty(0, D, device=device)
     half_dtype = weight_VD.dtype if weight_VD.dtype != torch.float32 else None
-    floats = 3 if models == 2 and not rows.IN_PLACE else models  # buffers of float32, the last one a scratch; then of half precision
-    halves = models if half_dtype and not rows.IN_PLACE else 0
-    size = chunk_size(R, V * (4 * floats + 2 * halves), workspace_bytes, rows.ROWS)
+    floats, halves, size = forward_buffers(rows, R, V, models, half_dtype, workspace_bytes)
     work = torch.empty(floats, size, V, device=device)
     half = torch.empty(halves, size, V, device=device, dtype=half_dtype) if halves else None
     for start in range(0, R, size):
@@ -108,7 +118,7 @@ def backward(rows, g_S, k_S, hidden_TD, weight_VD, rows_R, targets_R, segments_R
     grad_RD = torch.zeros_like(hidden_RD, dtype=torch.float32)
     grad_weight_VD = torch.zeros_like(weight_VD if train_head else weight_VD[:0])
     half_dtype = weight_VD.dtype if weight_VD.dtype != torch.float32 and not rows.IN_PLACE else None
-    width = min(V, chunk_size(V, max(R, 1) * (4 * models + 2 * models + 6), workspace_bytes, SLICE))
+    width = backward_width(R, V, models, workspace_bytes)
     work = torch.empty(models * R * width, device=device)
     half = torch.empty(models * R * width, device=device, dtype=half_dtype) if half_dtype else None
     for start in range(0, V if R else 0, width):

@@ -49,17 +49,17 @@ def peak_memory(device):
     return int(found[1]) * 1024 if found else 0
 
 
-def step_flops(model, tokens, rows, full, reference_forward):
+def step_flops(shape, tokens, rows, full, extra_forwards):
     """Products that a step needs, without attention's own and without recomputation: 2 FLOPs a weight and token for each product.
 
-    Blocks: forward, the gradient of the inputs, of the weights too in full fine-tuning, the reference's forward if it runs.
-    Head: policy and reference logits, the gradient of the hidden states, of the head too in full fine-tuning. rows: response rows.
+    Blocks: forward, the gradient of the inputs, of the weights too in full fine-tuning, and extra_forwards: the reference's, if it runs.
+    Head: policy and reference logits, the gradient of the hidden states, of the head too in full fine-tuning. rows: response rows. shape: a LlamaConfig.
     """
-    c = model.config
+    c = shape
     blocks = c.num_hidden_layers * c.hidden_size * (
         (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim + 3 * c.intermediate_size)
     head = c.vocab_size * c.hidden_size
-    return 2 * (tokens * blocks * (2 + full + reference_forward) + rows * head * (3 + full))
+    return 2 * (tokens * blocks * (2 + full + extra_forwards) + rows * head * (3 + full))
 
 
 def mfu(model, batches, seconds, full, reference_forward, device):
@@ -68,4 +68,4 @@ def mfu(model, batches, seconds, full, reference_forward, device):
     if peak is None:
         return None
     tokens, rows = sum(b.tokens_T.numel() for b in batches), sum(b.rows_R.numel() for b in batches)
-    return step_flops(model, tokens, rows, full, reference_forward) / seconds / peak
+    return step_flops(model.config, tokens, rows, full, reference_forward) / seconds / peak
