@@ -19,11 +19,17 @@ def response_ids(system, response):
     return encode_pieces(system.tokenizer, response_pieces(system.template, response))
 
 
-@torch.no_grad()
 def score_all(system, jobs, label="scoring", reference=None):
-    """[(logps, tokens, kls or None)] per job (id, context ids, [response ids]), in the order of `jobs`.
+    """[(logps, tokens, kls or None)] per job (id, context ids, [response ids]), in the order of `jobs`."""
+    found = dict(score_stream(system, jobs, label, reference))
+    return [found[index] for index in range(len(jobs))]
 
-    Log-probs are float32 sums over the response's tokens. Raises InputError for a job that does not fit the model's window.
+
+def score_stream(system, jobs, label="scoring", reference=None):
+    """(index of the job, (logps, tokens, kls or None)) as they are made, longest jobs first.
+
+    Log-probs are float32 sums over the response's tokens. Raises InputError, before the first forward, for a job that does not
+    fit the model's window.
     """
     for name, context, responses in jobs:
         longest = len(context) + max(map(len, responses))
@@ -32,17 +38,15 @@ def score_all(system, jobs, label="scoring", reference=None):
         if not context:
             raise InputError(f"{name}: the context is empty; the first token of a response needs one to be predicted from")
     examples = [Encoded(name, tuple(context), tuple(map(tuple, responses)), (0.0,) * len(responses)) for name, context, responses in jobs]
-    results = [None] * len(jobs)
-    groups = by_budget(examples, system.batch_tokens)
     with tqdm(total=sum(example.tokens for example in examples), unit="tok", unit_scale=True, desc=label, leave=False, disable=None) as bar:
-        for group in groups:
+        for group in by_budget(examples, system.batch_tokens):
             batch = pack([examples[i] for i in group]).to(system.model.head_weight_VD.device)
-            stats = score(system.model, batch, reference, grad=False)
+            with torch.no_grad():  # a generator's body may be resumed with gradients on
+                stats = score(system.model, batch, reference, grad=False)
             columns = [stats.logp_S.tolist(), stats.tokens_S.tolist(), None if stats.kl_S is None else stats.kl_S.tolist()]
             at = 0
             for i in group:
                 upto = at + len(examples[i].responses)
-                results[i] = tuple(column and column[at:upto] for column in columns)
+                yield i, tuple(column and column[at:upto] for column in columns)
                 at = upto
             bar.update(batch.tokens_T.numel())
-    return results

@@ -1,16 +1,19 @@
 """A system under test: a model, maybe an adapter, a tokenizer, a template. Loading, and the options every suite shares."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from ecliptica.data.templates import Template, get_template
+from ecliptica.data.templates import Template, as_text, get_template, render_context
 from ecliptica.training.export import RECORD
 from model.config import read_json
 from model.errors import InputError
 from model.llama import Llama
-from model.lora import load_adapter, merge_lora
+from model.lora import adapters_off, load_adapter, merge_lora
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.weights import load_model, pick_device
 
@@ -22,10 +25,44 @@ class System:
     template: Template | None  # None: contexts and responses come rendered
     batch_tokens: int
     made: dict  # how the trained part was made (ecliptica.json); empty for a model from elsewhere
+    files: tuple = field(default=(), compare=False)  # directories of weights, base first
 
     @property
     def window(self):
         return self.model.config.max_position_embeddings
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One column of a table: a system with its adapters on or off. system None: its scores are read from a file (--rescore)."""
+
+    label: str
+    key: str
+    system: System | None
+    adapters: bool = True
+
+    @contextmanager
+    def switched(self):
+        """Inside the block the system's model is this subject's."""
+        with nullcontext() if self.adapters or self.system is None else adapters_off(self.system.model):
+            yield self.system
+
+
+def fingerprint(system, adapters=True):
+    """16 hex digits that stand for weights, adapter, template text, dtype and window: the cache key of everything a model said."""
+    digest = hashlib.sha256()
+    merged = system.made.get("base_adapter")
+    directories = (*system.files[:1], *([merged] if merged and len(system.files) > 1 else []), *(system.files[1:] if adapters else ()))
+    for directory in directories:
+        for path in sorted(Path(directory).glob("*.safetensors")):
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        for name in ("config.json", "tokenizer.json", "tokenizer.model", "adapter_config.json"):
+            if (Path(directory) / name).exists():
+                digest.update((Path(directory) / name).read_bytes())
+    text = as_text(render_context(system.template, "{prompt}", "{instruction}")) if system.template else ""
+    digest.update(json.dumps([text, str(system.model.dtype), system.window]).encode())
+    return digest.hexdigest()[:16]
 
 
 def add_arguments(parser, template=True):
@@ -56,4 +93,4 @@ def load(args):
             merge_lora(load_adapter(model, made["base_adapter"]))
         load_adapter(model, args.adapter)
         model.requires_grad_(False).eval()
-    return System(model, tokenizer, template, args.batch_tokens, made)
+    return System(model, tokenizer, template, args.batch_tokens, made, tuple(filter(None, (args.model, args.adapter))))

@@ -1,0 +1,91 @@
+"""Questions to a model and their answers: log pi(response | instruction, prompt), each asked once and kept in samples.jsonl.
+
+The file is append-only, one line a cell. Starting a suite again scores only what is not there; `offline` reads it with no
+model at all (--rescore). A line is found again by the system's key (weights, adapter, template, dtype: see
+systems.fingerprint) and a digest of the three texts, so no other model's and no other data's score can be taken for it.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ecliptica.evaluation.scoring import context_ids, response_ids, score_stream
+from model.errors import InputError
+
+RESPONSES_PER_DOCUMENT = 12  # a context is repeated for more: attention is over whole documents on a CPU
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question. `names` is for people who read samples.jsonl (prompt id, instruction id, ...) and no part of its identity."""
+
+    instruction: str | None
+    prompt: str
+    response: str
+    names: dict = field(default_factory=dict, compare=False)
+
+    @property
+    def digest(self):
+        return hashlib.sha256(json.dumps([self.instruction, self.prompt, self.response]).encode()).hexdigest()[:24]
+
+
+def read_lines(path):
+    """The records of an append-only file. A last line that a kill cut short is taken off the file; any other bad line is an InputError."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        os.truncate(path, len(whole))
+    found = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            found.append(json.loads(line))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}:{number}: not valid JSON ({error}); delete that line, it will be made again") from error
+    return found
+
+
+class Scores:
+    """{Cell: (logp, tokens)} of one system, on disk. logp: float32 nats, summed over the response's tokens, end of turn included."""
+
+    def __init__(self, path, key, label, system=None):
+        """system: None to work from the file alone."""
+        self.path, self.key, self.label, self.system = Path(path), key, label, system
+        self.known = {}
+        for line in read_lines(path):
+            if line.get("key") == key and "logp" in line:
+                self.known[line["cell"]] = line["logp"], line["tokens"]
+
+    def ask(self, cells):
+        """Score the cells that are not known yet; contexts are computed once for up to 12 responses each."""
+        missing = {cell.digest: cell for cell in cells if cell.digest not in self.known}
+        if not missing:
+            return self
+        if self.system is None:
+            cell = next(iter(missing.values()))
+            raise InputError(f"{self.path}: has no score of {self.label} for {cell.names or cell.prompt!r} (and {len(missing) - 1} more); "
+                             "it was made with other settings or not finished: run without --rescore")
+        contexts = {}
+        for cell in missing.values():
+            contexts.setdefault((cell.instruction, cell.prompt), []).append(cell)
+        parts = [cells[at : at + RESPONSES_PER_DOCUMENT] for cells in contexts.values() for at in range(0, len(cells), RESPONSES_PER_DOCUMENT)]
+        jobs = [(str(part[0].names or part[0].prompt), context_ids(self.system, part[0].prompt, part[0].instruction),
+                 [response_ids(self.system, cell.response) for cell in part]) for part in parts]
+        with open(self.path, "a", encoding="utf-8") as file:
+            for index, (logps, tokens, _) in score_stream(self.system, jobs, self.label):
+                for cell, logp, count in zip(parts[index], logps, tokens):
+                    self.known[cell.digest] = logp, count
+                    line = {"system": self.label, "key": self.key, "cell": cell.digest, **cell.names, "logp": logp, "tokens": count}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+        return self
+
+    def __getitem__(self, cell):
+        return self.known[cell.digest][0]
+
+    def tokens(self, cell):
+        return self.known[cell.digest][1]
