@@ -62,5 +62,5 @@ def test_bad_files_are_named(tmp_path):
     for name, message in (("none.jsonl", "no such file"), ("empty.jsonl", "no usable line"), ("binary.jsonl", "not UTF-8"), (".", "is a directory")):
         with pytest.raises(InputError, match=message):
             formats.read(tmp_path / name, "cita")
-    with pytest.raises(InputError, match="expected one of cita, eba, messages, got 'csv'"):
+    with pytest.raises(InputError, match="expected one of cita, eba, isd, messages, got 'csv'"):
         formats.read(tmp_path / "x", "csv")

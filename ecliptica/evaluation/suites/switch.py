@@ -15,7 +15,7 @@ import torch
 
 from ecliptica.evaluation import statistics, switching, systems
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_all
-from ecliptica.isd.bank import BANK, INSTRUCTIONS, PARAPHRASE, SPLITS, load_bank, load_instructions
+from ecliptica.isd.bank import BANK, INSTRUCTIONS, PARAPHRASE, SPLITS, load_bank, load_instructions, referenced
 from ecliptica.policy import adapter_off_reference
 from model.errors import InputError
 from model.lora import adapters_off
@@ -27,7 +27,7 @@ METRICS = {"column_accuracy": "column accuracy", "switch": "switch", "strict_swi
 def add_arguments(parser):
     systems.add_arguments(parser)
     parser.add_argument("--base", help="control model directory, when --model is itself the trained one (full fine-tuning)")
-    parser.add_argument("--bank", default=BANK, help="JSON lines (default: the shipped bank)")
+    parser.add_argument("--bank", default=BANK, help="a JSONL file or a directory of them (default: the shipped bank)")
     parser.add_argument("--instructions", default=INSTRUCTIONS, help="TOML of id = [paraphrases] (default: the shipped ones)")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--paraphrase", type=int, help="which wording, from 1 (default: train 1, dev 2, test 3)")
@@ -38,9 +38,9 @@ def add_arguments(parser):
 def run(args):
     instructions = load_instructions(args.instructions)
     bank = load_bank(args.bank, instructions)
-    entries = [entry for entry in bank if entry.split == args.split][: args.limit]
+    entries = [entry for entry in referenced(bank) if entry.split == args.split][: args.limit]
     if not entries:
-        raise InputError(f"{args.bank}: no prompt in the split {args.split!r}; it has {', '.join(sorted({e.split for e in bank}))}")
+        raise InputError(f"{args.bank}: no prompt in the split {args.split!r} with responses; there are {', '.join(sorted({e.split for e in referenced(bank)}) or 'none')}")
     names = [name for name in instructions if name in entries[0].responses]
     for entry in entries:
         if set(entry.responses) != set(names) or len(names) < 2:
