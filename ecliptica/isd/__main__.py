@@ -71,7 +71,7 @@ def run_show(args):
 
 
 def run_audit(args):
-    rows = audit.audits(audit.load(args.bank, args.instructions))
+    rows = list(audit.audits(audit.load(args.bank, args.instructions)))
     print(audit.table(rows), flush=True)
     audit.check(rows)
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 
@@ -39,8 +39,8 @@ def load(bank=BANK, instructions=INSTRUCTIONS, more=MORE_INSTRUCTIONS, sets=audi
 
 
 def audits(data):
-    """[(audit, wanted, found, passed)], in the order of the table."""
-    return [*sizes(data), *wordings(data), *responses(data), *splits(data), *audit_sets.audits(data.sets, data.bank)]
+    """(audit, wanted, found, passed) of each, in the order of the table, made as it is asked for."""
+    return chain.from_iterable(group(data) for group in GROUPS)
 
 
 def table(rows):
@@ -109,10 +109,10 @@ def responses(data):
     low, high = min(mean, key=mean.get), max(mean, key=mean.get)
     ratio = mean[high] / mean[low]
     yield ("longest over shortest mean response", f"<= {BALANCE:.2f}", f"{ratio:.3f} ({high} {mean[high]:.1f}, {low} {mean[low]:.1f})", ratio <= BALANCE)
-    found, closest = _closest(texts, [text for _, _, text in texts], lambda item: f"{item[0].id}/{item[1]}")
-    yield "near-duplicate responses", f"4-gram Jaccard < {NEAR}", f"at most {found:.2f} ({closest})", found < NEAR
     area = response_only_auc(data.made["train"], data.made["test"])
     yield "AUC, chosen from rejected by the response alone", "0.45 to 0.55", f"{area:.3f}", 0.45 <= area <= 0.55
+    found, closest = _closest(texts, [text for _, _, text in texts], lambda item: f"{item[0].id}/{item[1]}")
+    yield "near-duplicate responses", f"4-gram Jaccard < {NEAR}", f"at most {found:.2f} ({closest})", found < NEAR
 
 
 def splits(data):
@@ -126,6 +126,13 @@ def splits(data):
     yield _shared("responses", [(text, entry.split) for entry in data.bank for text in entry.responses.values()])
     used = [(texts[min(n, len(texts) - 1)], split) for table in (data.instructions, data.more) for texts in table.values() for n, split in enumerate(SPLITS)]
     yield _shared("paraphrases", used)
+
+
+def sets(data):
+    return audit_sets.audits(data.sets, data.bank)
+
+
+GROUPS = sizes, wordings, splits, sets, responses
 
 
 def _shared(what, items):
