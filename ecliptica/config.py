@@ -30,6 +30,11 @@ class DataConfig:
     on_error: str = "stop"  # "skip" counts bad lines instead
     contrastive: bool = False  # paper 4.2: the context shows the rejected response
     use_instruction: bool = True  # False: train without I (one side of the 2 x 2)
+    isd_instructions: str = ""  # isd_*: for format = "isd" alone, where train is a bank ("": the shipped one); "": the shipped instructions
+    isd_rounds: int = 1  # how often each response is chosen against a rejected one of each kind
+    isd_seed: int = 0  # of the pairing
+    isd_scores: str = ""  # samples.jsonl of `eval.py switch --split train`: adds the hardest wrong responses; "": none
+    isd_system: str = ""  # whose scores in that file; "": the last
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ CHOICES = {
 }
 ABOVE_ZERO = ("objective.beta", "lora.alpha", "training.lr", "training.batch_preferences", "training.micro_preferences",
               "training.epochs", "training.clip_norm", "data.max_tokens", "data.keep_prompt_tokens", "samples.max_new_tokens",
-              "training.replicas", "training.keep_checkpoints", "training.stall_seconds", "plan.gpus", "plan.gpus_per_node", "plan.mfu")
+              "data.isd_rounds", "training.replicas", "training.keep_checkpoints", "training.stall_seconds", "plan.gpus", "plan.gpus_per_node", "plan.mfu")
 NOT_BELOW_ZERO = ("objective.kl_weight_start", "objective.kl_weight_end", "objective.preference_weight", "lora.rank", "training.max_steps",
                   "training.weight_decay", "training.warmup", "training.seed", "training.eval_every", "training.sample_every",
                   "training.checkpoint_every", "training.cache_budget_gib", "plan.tokens")
@@ -184,8 +189,11 @@ def check(config):
         for key in keys:
             if not good(value := value_of(config, key)):
                 raise InputError(f"{key}: expected {wanted}, got {value}")
+    for key, default in vars(DataConfig()).items():
+        if key.startswith("isd_") and config.data.format != "isd" and getattr(config.data, key) != default:
+            raise InputError(f"data.{key}: for data.format=isd alone, got data.format={config.data.format}")
     for key in ("model.path", "data.train"):
-        if not value_of(config, key):
+        if not value_of(config, key) and not (key == "data.train" and config.data.format == "isd"):
             raise InputError(f"{key}: not set; give it in the recipe or as {key}=PATH")
     if config.lora.rank == 0 and config.training.reference == "adapter-off":
         raise InputError("training.reference: adapter-off needs LoRA, but lora.rank is 0; use training.reference=model")

@@ -20,7 +20,11 @@ def run(main, argv=None):
     who = f"rank {rank}: " if rank != "0" else ""
     try:
         main(argv)
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:  # who read our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except InputError as error:
         if not error.elsewhere:
             print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)

@@ -49,7 +49,7 @@ TRAIN = {  # name: (breakage, overrides, what the line says)
     "not an override": (None, ("beta",), "'beta': expected section.key=value"),
     "lambda 0": (None, ("objective.kl_weight_start=0",), "cita's KL is mandatory"),
     "unknown objective": (None, ("objective.name=ppo2",), "objective.name: expected one of cita, dpo"),
-    "unknown format": (None, ("data.format=csv",), "data.format: expected one of cita, eba, messages"),
+    "unknown format": (None, ("data.format=csv",), "data.format: expected one of cita, eba, isd, messages"),
     "template mismatch": (None, ("data.template=llama3",), "has no token <|start_header_id|>; templates that fit it: chatml, alpaca"),
     "unknown LoRA target": (None, ("lora.targets=qproj",), "lora.targets: no layer is named qproj"),
     "adapter-off without LoRA": (None, ("lora.rank=0", "training.reference=adapter-off"), "adapter-off needs LoRA"),

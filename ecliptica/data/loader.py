@@ -10,10 +10,10 @@ from ecliptica.schema import Counts
 from model.errors import InputError
 
 
-def load_examples(path, config, tokenizer, template, responses):
-    """([Encoded], Counts) of a data file. responses: how many of each preference are wanted (None: all)."""
+def load_examples(path, config, tokenizer, template, responses, split="train"):
+    """([Encoded], Counts) of a data file. responses: how many of each preference are wanted (None: all). split: which one, where a file has several."""
     counts = Counts()
-    preferences = formats.read(path, config.format, config.on_error, counts.skipped)
+    preferences = formats.read(path, config.format, config.on_error, counts.skipped, config, split)
     examples = []
     for preference in preferences:
         if not config.use_instruction:
@@ -22,7 +22,7 @@ def load_examples(path, config, tokenizer, template, responses):
         if example is not None:
             examples.append(example)
     if not examples:
-        raise InputError(f"{path}: none of {len(preferences)} preferences fits data.max_tokens={config.max_tokens}; raise it or shorten the data")
+        raise InputError(f"{path or config.format}: none of {len(preferences)} preferences fits data.max_tokens={config.max_tokens}; raise it or shorten the data")
     return examples, counts
 
 

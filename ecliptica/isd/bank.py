@@ -1,18 +1,17 @@
 """The Instruction Switch Dataset: prompts crossed with alignment instructions, and the responses that each pair should get."""
 
-import random
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ecliptica.data.jsonl import records, text
 from model.errors import InputError
 
 HERE = Path(__file__).parent
-BANK, INSTRUCTIONS, SAFETY = HERE / "bank.jsonl", HERE / "instructions.toml", HERE / "safety.jsonl"
-SECOND_BANK = HERE / "bank_second.jsonl"  # three other domains, by another hand: for --bank
+BANK, INSTRUCTIONS, MORE_INSTRUCTIONS = HERE / "bank", HERE / "instructions.toml", HERE / "more_instructions.toml"
 SPLITS = ("train", "dev", "test")
 PARAPHRASE = {"train": 0, "dev": 1, "test": 2}  # a test context never has a wording that was trained on
+PROVENANCE = ("source", "form", "author", "licence")  # where a prompt comes from; a bank of your own may leave them out
 
 
 @dataclass(frozen=True)
@@ -21,40 +20,59 @@ class Entry:
     prompt: str
     domain: str
     split: str
-    responses: dict[str, str]  # instruction id -> reference response
+    responses: dict[str, str] = field(default_factory=dict)  # instruction id -> reference response; empty: a distractor, or for generation
+    source: str = ""  # the kind of place that such a prompt comes from
+    form: str = ""
+    author: str = ""
+    licence: str = ""
 
 
 def load_instructions(path=INSTRUCTIONS):
-    """{instruction id: paraphrases}, in file order. Raises InputError unless each has the same number, at least one."""
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; expected TOML of instruction id = [paraphrases]") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-    for name, paraphrases in table.items():
-        if not isinstance(paraphrases, list) or not paraphrases or not all(isinstance(p, str) and p.strip() for p in paraphrases):
-            raise InputError(f"{path}: {name} must be a list of at least one instruction text")
+    """{instruction id: paraphrases}, in file order. Raises InputError unless each has at least one, and there are two."""
+    table = {name: paraphrases for name, (paraphrases, _) in _instructions(path).items()}
     if len(table) < 2:
         raise InputError(f"{path}: {len(table)} instructions; switching needs at least two")
-    return {name: tuple(paraphrases) for name, paraphrases in table.items()}
+    return table
+
+
+def load_axes(path=MORE_INSTRUCTIONS):
+    """{instruction id: its axis}; None for an instruction that stands in no [axis] table."""
+    return {name: axis for name, (_, axis) in _instructions(path).items()}
 
 
 def load_bank(path=BANK, instructions=None):
-    """[Entry] of a JSONL bank: {"id", "prompt", "domain", "split", "responses": {instruction id: text}}."""
-    entries = records(path, lambda record, where: _entry(record, where, instructions))
-    seen = set()
-    for entry in entries:
+    """[Entry] of a JSONL file, or of every *.jsonl in a directory in order of name. A line is {"id", "prompt", "domain", "split"
+    [, "responses": {instruction id: text}, "source", "form", "author", "licence"]}; ids are unique over all of it."""
+    files = sorted(Path(path).glob("*.jsonl")) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise InputError(f"{path}: no .jsonl file in this directory; expected a bank, one prompt a line")
+    entries, seen = [], {}
+
+    def read(record, where):
+        entry = _entry(record, where, instructions)
         if entry.id in seen:
-            raise InputError(f"{path}: the id {entry.id!r} occurs twice; ids name prompts in every result")
-        seen.add(entry.id)
+            raise InputError(f"{where}: the id {entry.id!r} occurs twice, first at {seen[entry.id]}; ids name prompts in every result")
+        seen[entry.id] = where
+        return entry
+
+    for file in files:
+        entries += records(file, read)
     return entries
 
 
+def referenced(entries, names=None):
+    """The entries that have reference responses. With `names`, InputError if one of them lacks the response to a name."""
+    found = [entry for entry in entries if entry.responses]
+    for entry in found:
+        if missing := [name for name in names or () if name not in entry.responses]:
+            raise InputError(f"{entry.id}: no response to the instruction {missing[0]!r}; a prompt has a response to each of {', '.join(names)}, or none")
+    return found
+
+
 def _entry(record, where, instructions):
-    responses = record.get("responses")
+    responses = record.get("responses") or {}
     if not isinstance(responses, dict):
-        raise InputError(f"{where}: 'responses' must be an object of instruction id to text")
+        raise InputError(f"{where}: 'responses' must be an object of instruction id to text, got {type(responses).__name__}")
     for name in responses:
         if instructions is not None and name not in instructions:
             raise InputError(f"{where}: responses has the instruction id {name!r}; the instructions file has {', '.join(instructions)}")
@@ -62,37 +80,39 @@ def _entry(record, where, instructions):
     split = text(record, "split", where)
     if split not in SPLITS:
         raise InputError(f"{where}: 'split' must be one of {', '.join(SPLITS)}, got {split!r}")
-    return Entry(text(record, "id", where), text(record, "prompt", where), text(record, "domain", where), split, responses)
+    origin = {key: text(record, key, where, required=False) or "" for key in PROVENANCE}
+    return Entry(text(record, "id", where), text(record, "prompt", where), text(record, "domain", where), split, responses, **origin)
 
 
-def pairs(entries, instructions, split, seed=0, rounds=1):
-    """Contrastive preferences of a split, as `cita` records, half of each kind of rejected response:
-
-    sibling: the response to the same prompt under another instruction; prompt: the response to another prompt under the
-    same instruction, which is what stops a model from ignoring the prompt. In every round each response is chosen twice
-    and rejected twice (permutations without a fixed point), so that no response is good or bad in itself.
-    """
-    generator = random.Random(f"{seed} {split}")
-    chosen_entries = [entry for entry in entries if entry.split == split]
-    names, made = list(instructions), []
-    for number in range(rounds):
-        sibling = {entry.id: _derangement(names, generator) for entry in chosen_entries}
-        other = {name: _derangement(chosen_entries, generator) for name in names}
-        for at, entry in enumerate(chosen_entries):
-            for k, name in enumerate(names):
-                wrong = sibling[entry.id][k], entry
-                for kind, (rejected_name, rejected_entry) in (("sibling", wrong), ("prompt", (name, other[name][at]))):
-                    made.append({
-                        "id": f"{entry.id}/{name}/{kind}-{number}", "instruction": instructions[name][PARAPHRASE[split]],
-                        "prompt": entry.prompt, "chosen": entry.responses[name],
-                        "rejected": rejected_entry.responses[rejected_name],
-                    })
-    generator.shuffle(made)
-    return made
+def read_toml(path, expected):
+    """The table of a TOML file. Raises InputError that says what was expected."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; expected TOML of {expected}") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a directory; expected TOML of {expected}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
-def _derangement(items, generator):
-    """A cyclic shift of a random order: a permutation that leaves nothing in its place."""
-    order = generator.sample(range(len(items)), len(items))
-    image = {order[i]: order[(i + 1) % len(order)] for i in range(len(order))}
-    return [items[image[i]] for i in range(len(items))]
+def _instructions(path):
+    """{id: (paraphrases, axis)}. At the top of the file an entry is id = [paraphrases], [id] with `paraphrases`, or [axis] with entries in it."""
+    found = {}
+
+    def add(name, value, axis):
+        if isinstance(value, dict) and "paraphrases" in value:
+            value = value["paraphrases"]
+        if not isinstance(value, list) or not value or not all(isinstance(p, str) and p.strip() for p in value):
+            raise InputError(f"{path}: {name} must be a list of at least one instruction text")
+        if name in found:
+            raise InputError(f"{path}: the instruction {name} occurs in two axes, {found[name][1]} and {axis}; ids must differ")
+        found[name] = tuple(value), axis
+
+    for name, value in read_toml(path, "instruction id = [paraphrases]").items():
+        if isinstance(value, dict) and "paraphrases" not in value:
+            for inner, paraphrases in value.items():
+                add(inner, paraphrases, name)
+        else:
+            add(name, value, None)
+    return found

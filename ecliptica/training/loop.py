@@ -61,8 +61,8 @@ def load_data(config, responses):
     window = min(config.data.max_tokens, load_config(config.model.path).max_position_embeddings)
     data = replace(config.data, max_tokens=window)
     examples, counts = load_examples(data.train, data, tokenizer, template, responses)
-    held_out = load_examples(data.eval, data, tokenizer, template, responses)[0] if data.eval else []
-    lines = [f"{data.train}: {counts.line()}; at most {window} tokens each"]
+    held_out = load_examples(data.eval, data, tokenizer, template, responses, "dev")[0] if data.eval else []
+    lines = [f"{data.train or data.format}: {counts.line()}; at most {window} tokens each"]
     return tokenizer, template, examples, held_out, lines + [f"  left out: {why}" for why in (*counts.dropped[:3], *counts.skipped[:3])]
 
 

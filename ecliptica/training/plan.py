@@ -100,7 +100,7 @@ def data(config, shape):
         batches = Batches(examples, options)
         micro = [[e for e in part] for number in range(min(batches.steps, batches.per_epoch)) for part in groups(batches.chosen(number), options, gpus)]
         share = Share(max(micro, key=lambda part: sum(e.tokens for e in part)), batches, held_out)
-        return share, batches.steps, f"data: {config.data.train}, {len(examples)} preferences; its largest micro-batch has {share.tokens:,} tokens"
+        return share, batches.steps, f"data: {config.data.train or config.data.format}, {len(examples)} preferences; its largest micro-batch has {share.tokens:,} tokens"
     per_rank = -(-options.batch_preferences // gpus)
     count = -(-per_rank // -(-per_rank // options.micro_preferences))
     window = min(config.data.max_tokens, shape.max_position_embeddings)

@@ -4,7 +4,11 @@ import json
 
 import pytest
 
+import train
+from ecliptica.config import DataConfig
 from ecliptica.data import formats
+from ecliptica.isd import __main__ as isd
+from model import cli
 from model.errors import InputError
 from tests.conftest import write_jsonl
 
@@ -62,5 +66,63 @@ def test_bad_files_are_named(tmp_path):
     for name, message in (("none.jsonl", "no such file"), ("empty.jsonl", "no usable line"), ("binary.jsonl", "not UTF-8"), (".", "is a directory")):
         with pytest.raises(InputError, match=message):
             formats.read(tmp_path / name, "cita")
-    with pytest.raises(InputError, match="expected one of cita, eba, messages, got 'csv'"):
+    with pytest.raises(InputError, match="expected one of cita, eba, isd, messages, got 'csv'"):
         formats.read(tmp_path / "x", "csv")
+
+
+def bank_of(tmp_path, domains=2):
+    """A bank directory: per domain 2 train and 2 dev prompts with responses to two instructions, and one prompt without."""
+    (tmp_path / "bank").mkdir()
+    for d in range(domains):
+        line = {"domain": f"d{d}", "prompt": "p"}
+        write_jsonl(tmp_path / "bank" / f"d{d}.jsonl", [line | {"id": f"d{d}-bare", "split": "train"}] + [
+            line | {"id": f"d{d}-{n}", "prompt": f"Prompt {d} {n}?", "split": ("train", "dev")[n % 2], "responses": {k: f"{k} {d} {n}" for k in ("x", "y")}} for n in range(4)])
+    (tmp_path / "i.toml").write_text('x = ["x 1", "x 2", "x 3"]\ny = ["y 1", "y 2", "y 3"]\n')
+    write_jsonl(tmp_path / "scores.jsonl", [
+        {"prompt": f"d{d}-{n}", "instruction": j, "response_to": f"d{d}-{n}", "response": k, "logp": -1.0} for d in range(domains) for n in (0, 2) for j in "xy" for k in "xy"])
+    return tmp_path / "bank"
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize("scored", [False, True])
+def test_isd_reads_what_isd_build_writes(split, scored, tmp_path):
+    bank, scores = str(bank_of(tmp_path)), str(tmp_path / "scores.jsonl")
+    config = DataConfig(format="isd", isd_instructions=str(tmp_path / "i.toml"), isd_rounds=2, isd_seed=5, isd_scores=scores if scored else "")
+    read = formats.read(bank, "isd", config=config, split=split)
+    extra = ["--scores", scores] if scored and split == "train" else []
+    isd.main(["build", "--bank", bank, "--instructions", f"{tmp_path}/i.toml", "--rounds", "2", "--seed", "5", "--split", split, "--out", f"{tmp_path}/p.jsonl", *extra])
+    assert read == formats.read(tmp_path / "p.jsonl", "cita") and len(read) == 4 * 2 * 2 * (3 if extra else 2)
+    assert {p.instruction for p in read} == ({"x 1", "y 1"} if split == "train" else {"x 2", "y 2"})
+
+
+def test_isd_reads_the_shipped_bank_where_no_path_is_given():
+    read = formats.read("", "isd", config=DataConfig(format="isd"))
+    assert len(read) == 80 * 10 * 2 and len({p.prompt for p in read}) == 80
+
+
+def test_a_run_from_the_bank(tmp_path, tiny, capsys):
+    bank = bank_of(tmp_path)
+    (tmp_path / "r.toml").write_text(f'''
+[model]
+path = "{tiny}"
+dtype = "float32"
+[data]
+train = "{bank}"
+eval = "{bank}"
+format = "isd"
+template = "chatml"
+isd_instructions = "{tmp_path}/i.toml"
+[training]
+max_steps = 2
+eval_every = 2
+batch_preferences = 4
+device = "cpu"
+[run]
+dir = "{tmp_path}/run"
+''')
+    assert cli.run(train.main, [str(tmp_path / "r.toml")]) == 0
+    assert f"{bank}: 16 " in capsys.readouterr().err and (tmp_path / "run" / "final").is_dir()
+    for key, value, message in (("data.isd_rounds", "0", "data.isd_rounds: expected > 0"), ("data.format", "cita", "data.isd_instructions: for data.format=isd alone"),
+                                ("data.train", str(tmp_path / "none"), "no such file"), ("data.isd_scores", str(tmp_path / "none"), "no such file")):
+        assert cli.run(train.main, [str(tmp_path / "r.toml"), f"{key}={value}", f"run.dir={tmp_path}/{key}"]) == 2
+        assert message in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""One file, one dataset format: the file's name is its name in the config, and it has `read(record, where) -> Preference`."""
+"""One file, one dataset format: the file's name is its name in the config. It has `read(record, where) -> Preference`, for one preference a line,
+or `read_file(path, config, split) -> [Preference]`, for a file that is read as a whole."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -9,8 +10,12 @@ from model.errors import InputError
 NAMES = tuple(sorted(module.name for module in iter_modules(__path__)))
 
 
-def read(path, name, on_error="stop", skipped=None):
-    """All preferences of a file, in file order. Raises InputError with file, line and field."""
+def read(path, name, on_error="stop", skipped=None, config=None, split="train"):
+    """All preferences of a file, in its order. `config` (a DataConfig) and `split` are for formats that read a file as a whole. Raises InputError
+    with file, line and field."""
     if name not in NAMES:
         raise InputError(f"data.format: expected one of {', '.join(NAMES)}, got {name!r}")
-    return records(path, import_module(f"{__name__}.{name}").read, on_error, skipped)
+    module = import_module(f"{__name__}.{name}")
+    if hasattr(module, "read_file"):
+        return module.read_file(path, config, split)
+    return records(path, module.read, on_error, skipped)

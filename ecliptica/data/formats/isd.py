@@ -1,0 +1,20 @@
+"""Straight from an Instruction Switch Dataset: a bank (a JSONL file or a directory; "": the shipped one), paired up as `python -m ecliptica.isd build` does.
+
+data.train gives the pairs of the train split, data.eval those of the dev split in their own wording of the instructions. Settings: data.isd_*.
+"""
+
+from ecliptica.data.formats import cita
+from ecliptica.isd.bank import BANK, INSTRUCTIONS, load_bank, load_instructions
+from ecliptica.isd.hard import read_scores
+from ecliptica.isd.pairs import pairs
+
+
+def read_file(path, config, split):
+    """[Preference] of a split. Hard negatives are for the train split, which the scores are of. Raises InputError."""
+    instructions = load_instructions(config.isd_instructions or INSTRUCTIONS)
+    bank = load_bank(path or BANK, instructions)
+    scores = None
+    if config.isd_scores and split == "train":
+        scores, _ = read_scores(config.isd_scores, list(instructions), config.isd_system or None)
+    made = pairs(bank, instructions, split, config.isd_seed, config.isd_rounds, scores)
+    return [cita.read(record, record["id"]) for record in made]
