@@ -55,6 +55,12 @@ def subjects(args):
     return found
 
 
+def made(subjects, args):
+    """How a trained subject was made. An ablation goes before the others, so that no other system and no --rescore takes its stamp away."""
+    records = [subject.system.made for subject in subjects if subject.system] or [systems.record(args)]
+    return max(records, key=lambda record: (bool(record.get("ablation")), bool(record)))
+
+
 def samples_path(args):
     """Where scores are kept. Makes the output directory."""
     out = Path(args.out)

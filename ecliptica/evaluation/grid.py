@@ -63,17 +63,24 @@ class Grid:
             found["strict_switch"].append(strict_switch.value(s_JK))
             found["column_accuracy"].append(column_accuracy.value(s_JK))
             found["prompt_match"].append(prompt_match.value(np.diag(s_JK), [[scores[self.cell(j, other, entry, j)] for other in self.others[entry.id]] for j in self.names]))
-            found["joint"].append(self.joint(scores, entry))
+            found["joint"].append(joint.value(*self.pmi(scores, entry)))
             nulls.append(strict_switch.chance(s_JK, generator))
             matrices.append(interaction(s_JK))
         return found, float(np.mean(nulls)), np.mean(matrices, axis=0)
 
-    def joint(self, scores, entry):
+    def by_instruction(self, scores):
+        """{metric: one value a prompt (row) and instruction (column)} of the two metrics that fall apart by instruction."""
+        squares = [np.array([[scores[cell] for cell in row] for row in self.matrix(entry)]) for entry in self.entries]
+        return {"joint": np.array([joint.by_instruction(*self.pmi(scores, entry)) for entry in self.entries]),
+                "column_accuracy": np.array([column_accuracy.by_response(s_JK) for s_JK in squares])}
+
+    def pmi(self, scores, entry):
+        """(of y_{x,j}, [of its rivals]) in (I_j, x) by instruction j: what the joint metric compares."""
         def pmi(j, owner, k):
             return scores[self.cell(j, entry, owner, k)] - scores[self.prior(owner, k)]
 
         own = [pmi(j, entry, j) for j in self.names]
-        return joint.value(own, [[pmi(j, owner, k) for owner, k in self.candidates(entry, n)] for n, j in enumerate(self.names)])
+        return own, [[pmi(j, owner, k) for owner, k in self.candidates(entry, n)] for n, j in enumerate(self.names)]
 
     def chances(self, strict):
         """{metric: its chance level in this run}."""

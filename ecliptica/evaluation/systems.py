@@ -75,18 +75,24 @@ def add_arguments(parser, template=True):
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
-def load(args):
-    """The System that the options name. Raises InputError: a template the tokenizer lacks, or not the one it was trained with."""
-    if args.batch_tokens < 1:
-        raise InputError(f"--batch-tokens: expected > 0, got {args.batch_tokens}")
-    tokenizer = load_tokenizer(args.model)
-    template = None if args.template == "none" else get_template(args.template, tokenizer)
+def record(args):
+    """How the trained part was made (its ecliptica.json); empty for a model from elsewhere. Raises InputError: trained with another template."""
     made = {}
     for directory in filter(None, (args.model, args.adapter)):
         if (Path(directory) / RECORD).exists():
             made = read_json(Path(directory) / RECORD)
             if args.template not in ("none", made["template"]):
                 raise InputError(f"--template {args.template}: {directory} was trained with {made['template']}; use --template {made['template']}")
+    return made
+
+
+def load(args):
+    """The System that the options name. Raises InputError: a template the tokenizer lacks, or not the one it was trained with."""
+    if args.batch_tokens < 1:
+        raise InputError(f"--batch-tokens: expected > 0, got {args.batch_tokens}")
+    tokenizer = load_tokenizer(args.model)
+    template = None if args.template == "none" else get_template(args.template, tokenizer)
+    made = record(args)
     model = load_model(args.model, getattr(torch, args.dtype), pick_device(args.device))
     if args.adapter:
         if made.get("base_adapter"):  # the run went on from another adapter: its base is the model with that one merged in

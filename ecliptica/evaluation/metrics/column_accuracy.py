@@ -11,9 +11,13 @@ TITLE = "column accuracy"
 
 
 def value(s_JK, own=None):
-    """own: for each column, the row of its own instruction (default: square, k). More rows than columns: the scale test."""
+    return float(np.mean(by_response(s_JK, own)))
+
+
+def by_response(s_JK, own=None):
+    """[share of response k]. own: for each column, the row of its own instruction (default: square, k). More rows than columns: the scale test."""
     own = range(s_JK.shape[1]) if own is None else own
-    return float(np.mean([top_share(s_JK[:, k], j) for k, j in enumerate(own)]))
+    return [top_share(s_JK[:, k], j) for k, j in enumerate(own)]
 
 
 def chance(instructions):

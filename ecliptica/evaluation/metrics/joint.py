@@ -15,8 +15,12 @@ TITLE, CONTENT_FREE = "joint", "N/A"
 
 
 def value(own_J, rivals_JC):
-    """own_J: PMI of y_{x,j} in (I_j, x). rivals_JC: PMI, in that same context, of everything it has to beat."""
-    return float(np.mean([top_share(np.concatenate([[own], rivals]), 0) for own, rivals in zip(own_J, rivals_JC)]))
+    return float(np.mean(by_instruction(own_J, rivals_JC)))
+
+
+def by_instruction(own_J, rivals_JC):
+    """[share of instruction j]. own_J: PMI of y_{x,j} in (I_j, x). rivals_JC: PMI, in that same context, of everything it has to beat."""
+    return [top_share(np.concatenate([[own], rivals]), 0) for own, rivals in zip(own_J, rivals_JC)]
 
 
 def chance(rivals):

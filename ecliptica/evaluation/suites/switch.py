@@ -54,11 +54,13 @@ def run(args):
     bank, entries, instructions = measured(args)
     wording = compare.wordings(args, instructions)
     grids = {name: Grid(bank, entries, wording, name) for name in (CONDITIONS[0], *controls)}
-    subjects, found, strict, interactions, conditions = compare.subjects(args), {}, 0.0, {}, {}
+    subjects, found, strict, interactions, conditions, apart = compare.subjects(args), {}, 0.0, {}, {}, {}
     for subject in subjects:
         for condition, grid in grids.items():
-            values, null, matrix = grid.values(compare.scored(subject, args, grid.cells()))
+            scores = compare.scored(subject, args, grid.cells())
+            values, null, matrix = grid.values(scores)
             if condition == CONDITIONS[0]:
+                apart[subject.label] = instruction_rows(grid.by_instruction(scores), grid.names)
                 found[subject.label], interactions[subject.label] = values, matrix.round(3).tolist()
                 strict = strict or null  # of the control, whose labels mean as little
             else:
@@ -66,7 +68,7 @@ def run(args):
     chances = grids[CONDITIONS[0]].chances(strict)
     metrics = {name: (title, chances[name]) for name, title in METRICS.items()}
     more = {"instructions": list(wording), "wording": wording, "prompt_ids": [entry.id for entry in entries], "interaction": interactions,
-            "controls": control_rows(conditions, len(entries)), "made": subjects[-1].system.made if subjects[-1].system else {}}
+            "by_instruction": apart, "controls": control_rows(conditions, len(entries)), "made": compare.made(subjects, args)}
     results = compare.report("switch", args, metrics, found, len(entries), **more)
     results["notes"] = notes(results)
     if args.adapter and not args.rescore:
@@ -74,6 +76,12 @@ def run(args):
         results["kl"] = kl
         results["notes"].append(f"Exact KL[trained || base] on the reference responses: {kl['per_response']:.2f} nats a response, {kl['per_token']:.4f} a token.")
     compare.write(args, results)
+
+
+def instruction_rows(values, names):
+    """{metric: {instruction: summary}}: the parts of a mean over instructions, prompts resampled."""
+    drawn = compare.statistics.draws(len(next(iter(values.values()))))
+    return {metric: {name: compare.statistics.summary(column, drawn) for name, column in zip(names, values_PJ.T)} for metric, values_PJ in values.items()}
 
 
 def control_rows(conditions, units):
