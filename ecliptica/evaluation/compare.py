@@ -84,6 +84,18 @@ def wordings(args, instructions):
     return chosen
 
 
+def limited(items, args, key):
+    """The first --limit items of each class."""
+    groups = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return [item for group in groups.values() for item in group[: args.limit]]
+
+
+def mean(values):
+    return float(np.nanmean(values))
+
+
 def report(suite, args, metrics, found, units, unit="prompts", **more):
     """The results of a suite as one dictionary: every metric of every system with its interval, and each difference to the control.
 

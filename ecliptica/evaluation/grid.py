@@ -49,10 +49,15 @@ class Grid:
         """All that `values` reads."""
         for entry in self.entries:
             yield from (cell for row in self.matrix(entry) for cell in row)
-            for n, j in enumerate(self.names):
-                yield from (self.cell(j, other, entry, j) for other in self.others[entry.id])
-                yield from (self.cell(j, entry, owner, k) for owner, k in self.candidates(entry, n))
-                yield from (self.prior(owner, k) for owner, k in [(entry, j), *self.candidates(entry, n)])
+            yield from self.joint_cells(entry)
+            yield from (self.cell(j, other, entry, j) for j in self.names for other in self.others[entry.id])
+
+    def joint_cells(self, entry):
+        """What `joint` reads of one prompt."""
+        for n, j in enumerate(self.names):
+            for owner, k in [(entry, j), *self.candidates(entry, n)]:
+                yield self.cell(j, entry, owner, k)
+                yield self.prior(owner, k)
 
     def values(self, scores):
         """{metric: one value a prompt}, and what goes with them: the strict switch's chance level and the mean interaction matrix."""

@@ -47,3 +47,14 @@ def holm(p):
         worst = max(worst, min(1.0, (len(p) - rank) * p[index]))
         adjusted[index] = worst
     return adjusted
+
+
+def ratio(above_P, below_P, drawn):
+    """mean(above) / mean(below) with its percentile interval, both resampled together. None where the denominator's mean is 0."""
+    above_P, below_P = np.asarray(above_P, dtype=np.float64), np.asarray(below_P, dtype=np.float64)
+    below = below_P[drawn].mean(1)
+    if not below_P.mean() or not below.any():
+        return {"value": None, "low": None, "high": None}
+    found = above_P[drawn].mean(1)[below != 0] / below[below != 0]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return {"value": float(above_P.mean() / below_P.mean()), "low": float(low), "high": float(high)}
