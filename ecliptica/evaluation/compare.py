@@ -17,13 +17,13 @@ from model.errors import InputError
 BASE, TRAINED = "prompting-only", "trained"
 
 
-def add_arguments(parser):
+def add_arguments(parser, out="directory to write; what its samples.jsonl has already is not computed again"):
     systems.add_arguments(parser)
     parser.add_argument("--base", help="control model directory, when --model is itself the trained one (full fine-tuning)")
     parser.add_argument("--also", action="append", default=[], metavar="LABEL=ADAPTER", help="one more trained adapter (another seed, or trained without I); may be repeated")
     parser.add_argument("--limit", type=int, help="only so many prompts: a quick look, stamped as not reportable")
     parser.add_argument("--rescore", metavar="SAMPLES", help="compute the metrics again from a samples.jsonl; no model is loaded")
-    parser.add_argument("--out", required=True, help="directory to write; what its samples.jsonl has already is not computed again")
+    parser.add_argument("--out", required=True, help=out)
 
 
 def subjects(args):
