@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from kernels import head_chunks, head_torch
+from kernels.common import FLOATS, expect, operator
 
 head_triton = None  # Triton has no wheel for every platform; there the torch backend does the work
 if importlib.util.find_spec("triton"):
     from kernels import head_triton
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("auto", "dense", "torch", "triton", "triton-stream", "triton-chunk")
 STREAM_ROWS = 1024  # "triton" without a gradient: up to so many rows, one pass with nothing of width V; above, the vendor's products
 
@@ -110,18 +110,6 @@ def _rows(backend):
 # Two operators that torch.compile takes whole, with the shapes of their results; autograd joins them below.
 
 
-def _operator(name, fake):
-    """Register a function as ecliptica::name. (torch.library.custom_op would import the compiler at the first call: 65 MiB.)"""
-
-    def register(function):
-        torch.library.define(f"ecliptica::{name}", torch.library.infer_schema(function, mutates_args=()))
-        torch.library.impl(f"ecliptica::{name}", "CompositeExplicitAutograd", function)
-        torch.library.register_fake(f"ecliptica::{name}", fake)
-        return getattr(torch.ops.ecliptica, name).default
-
-    return register
-
-
 def _forward_shapes(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend, workspace_bytes, jacobian):
     def floats(*shape):
         return hidden_TD.new_empty(shape, dtype=torch.float32)
@@ -132,7 +120,7 @@ def _forward_shapes(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_seg
     return floats(S), floats(S), floats(S), rows_R.new_empty(S), floats(5, R), floats(*J_shape), floats(*K_shape)
 
 
-@_operator("linear_logp_kl", _forward_shapes)
+@operator("linear_logp_kl", _forward_shapes)
 def _forward(
     hidden_TD: Tensor, weight_VD: Tensor, rows_R: Tensor, targets_R: Tensor, segments_R: Tensor, num_segments: int,
     ref_hidden_TD: Tensor | None, ref_weight_VD: Tensor | None, backend: str, workspace_bytes: int, jacobian: bool,
@@ -160,7 +148,7 @@ def _backward_shapes(g_S, k_S, hidden_TD, weight_VD, *rest):
     return hidden_TD.new_empty(hidden_TD.shape), weight_VD.new_empty(weight_VD.shape if train_head else (0, weight_VD.shape[1]))
 
 
-@_operator("linear_logp_kl_backward", _backward_shapes)
+@operator("linear_logp_kl_backward", _backward_shapes)
 def _backward(
     g_S: Tensor, k_S: Tensor, hidden_TD: Tensor, weight_VD: Tensor, rows_R: Tensor, targets_R: Tensor, segments_R: Tensor,
     ref_hidden_TD: Tensor | None, ref_weight_VD: Tensor | None, stats_5R: Tensor, J_RD: Tensor, K_RD: Tensor, backend: str,
@@ -192,6 +180,10 @@ def _gradients(ctx, g_S, k_S, *_):
 
 
 torch.library.register_autograd("ecliptica::linear_logp_kl", _gradients, setup_context=_keep)
+
+
+def _expect(condition, name, expected, got):
+    expect(condition, "linear_logp_kl", name, expected, got)
 
 
 def _validate(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend):
@@ -232,8 +224,3 @@ def _expect_indices(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_seg
         elif not inside:
             worst = int(x[(x < 0) | (x >= size)][0])
             _expect(False, name, f"values in [0, {size})", str(worst))
-
-
-def _expect(condition, name, expected, got):
-    if not condition:
-        raise ValueError(f"linear_logp_kl: {name}: expected {expected}, got {got}")
