@@ -54,6 +54,33 @@ class Usage:
 
 def cases():
     """Every kernel, in every type and variant that its launcher can choose on a GPU."""
+    yield from head_cases()
+    yield from layer_cases()
+
+
+def layer_cases():
+    """RMSNorm at its two largest blocks, of which the larger reads its rows twice for a trained weight; SwiGLU."""
+    from kernels import rms_norm as n
+    from kernels import swiglu as s
+
+    for dtype, pointer in POINTER.items():
+        kept = {"RSTD": "*fp32", "PART": "*fp32"}
+        ints = dict.fromkeys(("dy_step", "x_step", "N", "D", "rows"), "i32")
+        types = dict.fromkeys(("DY", "X", "W", "DX", "Y"), pointer) | kept | ints | {"eps": "fp32"}
+        for D, kernel, train in ((n.WIDEST, n.rms_norm_forward, None), (n.WIDEST, n.rms_norm_backward, False),
+                                 (n.WIDEST // 2, n.rms_norm_backward, True), (n.WIDEST, n.rms_norm_backward, True)):  # fmt: skip
+            options = n.options(D)
+            constants = {"BLOCK": options.pop("BLOCK")} | ({} if train is None else {"TRAIN": train})
+            name = f"rms_norm {pointer[1:]} " + {None: "forward", False: "frozen", True: f"train {D}"}[train]
+            yield Case(name, kernel, {k: v for k, v in types.items() if k in kernel.arg_names}, constants, options, ("eps", "N", "rows"))
+        types = dict.fromkeys(("DY", "G", "U", "DG", "DU", "Y"), pointer)
+        types |= dict.fromkeys(("dy_step", "g_step", "u_step", "F", "blocks"), "i32")
+        for name, kernel in (("forward", s.swiglu_forward), ("backward", s.swiglu_backward)):
+            used = {k: v for k, v in types.items() if k in kernel.arg_names}
+            yield Case(f"swiglu {pointer[1:]} {name}", kernel, used, {"BLOCK": s.BLOCK}, {}, ("blocks",))
+
+
+def head_cases():
     from kernels import head_triton as t
 
     for dtype, pointer in POINTER.items():
