@@ -125,7 +125,7 @@ torch.library.register_autograd("ecliptica::rms_norm", _gradients, setup_context
 
 
 def rms_norm(x, weight_D, eps):
-    """x of shape [..., D], any row stride; weight_D of x's dtype and device; eps > 0. Differentiable once, in both; deterministic.
+    """x of shape [..., D], any row stride; weight_D of x's dtype and device; eps >= 0. Differentiable once, in both; deterministic.
 
     Returns y, contiguous, of x's shape and dtype. Raises ValueError naming the argument, what was expected and what came.
     """
@@ -136,7 +136,7 @@ def rms_norm(x, weight_D, eps):
     expect(weight_D.shape == x.shape[-1:], "rms_norm", "weight_D", f"shape {list(x.shape[-1:])}", f"shape {list(weight_D.shape)}")
     expect(weight_D.dtype == x.dtype, "rms_norm", "weight_D", f"{x.dtype}, as x", str(weight_D.dtype))
     expect(weight_D.device == x.device, "rms_norm", "weight_D", f"device {x.device}, as x", str(weight_D.device))
-    expect(isinstance(eps, float) and eps > 0, "rms_norm", "eps", "a float > 0", repr(eps))
+    expect(isinstance(eps, float) and eps >= 0, "rms_norm", "eps", "a float >= 0", repr(eps))
     y_ND, _ = _forward(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), weight_D, eps)
     return y_ND if x.dim() == 2 else y_ND.view(x.shape)
 

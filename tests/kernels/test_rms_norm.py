@@ -123,8 +123,8 @@ def test_repeats_are_bitwise_equal():
     ({"weight_D": torch.zeros(5)}, r"weight_D: expected shape \[4\], got shape \[5\]"),
     ({"weight_D": torch.zeros(4, dtype=torch.float16)}, "weight_D: expected torch.float32, as x, got torch.float16"),
     ({"weight_D": torch.zeros(4, device="meta")}, "weight_D: expected device"),
-    ({"eps": 0.0}, "eps: expected a float > 0, got 0.0"),
-    ({"eps": None}, "eps: expected a float > 0, got None"),
+    ({"eps": -1.0}, "eps: expected a float >= 0, got -1.0"),
+    ({"eps": None}, "eps: expected a float >= 0, got None"),
 ])
 def test_errors_name_the_argument(change, message):
     arguments = {"x": torch.zeros(3, 4, device=DEVICE), "weight_D": torch.zeros(4, device=DEVICE), "eps": 1e-5}
