@@ -4,8 +4,7 @@ Columns: registers of a thread, bytes that spill (0, or the row fails), shared m
 instruction found in the PTX. Exit code 1 if a kernel spills, does not fit, or has a product without wgmma on sm_90.
 """
 
-import argparse
-import os
+import importlib.util
 import re
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from kernels.common import INTERPRET, Parser
 
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one block may have, by compute capability
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -139,12 +140,14 @@ def resources(cubin):
     return used["REG"], used["STACK"] + used["LOCAL"]
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0].split(": ", 1)[1])
+def main(argv=None):
+    parser = Parser(prog="python -m kernels.aot", description=__doc__.splitlines()[0].split(": ", 1)[1])
     parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
-    args = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    args = parser.parse_args(argv)
+    if INTERPRET:
         parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
+    if importlib.util.find_spec("triton") is None:
+        parser.error("Triton is not installed: nothing to compile with")
     print(f"{'kernel':26}{'arch':>7}{'registers':>11}{'spilled':>9}{'shared':>9}{'limit':>8}  product")
     failed = 0
     for case in cases():

@@ -1,5 +1,6 @@
 """What the kernels share: registering an operator that torch.compile takes whole, and errors of one line."""
 
+import argparse
 import os
 
 import torch
@@ -36,3 +37,10 @@ def expect_plain(function, name, x):
 def rows_of(x_ND):
     """x_ND itself if the elements of a row are neighbours, whatever the distance between rows; else a copy."""
     return x_ND if x_ND.stride(1) == 1 or x_ND.shape[1] == 1 else x_ND.contiguous()
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line; exit code 2."""
+
+    def error(self, message):
+        self.exit(2, f"error: {self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
