@@ -34,6 +34,11 @@ def expect_plain(function, name, x):
     expect(x.dtype in FLOATS, function, name, "float32, bfloat16 or float16", str(x.dtype))
 
 
+def expect_once(function):
+    """Called in a backward: there gradients are on only to be differentiated again, which no operator of ours can."""
+    expect(not torch.is_grad_enabled(), function, "create_graph", "False, since it is differentiable once", "True")
+
+
 def rows_of(x_ND):
     """x_ND itself if the elements of a row are neighbours, whatever the distance between rows; else a copy."""
     return x_ND if x_ND.stride(1) == 1 or x_ND.shape[1] == 1 else x_ND.contiguous()

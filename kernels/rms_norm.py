@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common import INTERPRET, expect, expect_plain, operator, rows_of
+from kernels.common import INTERPRET, expect, expect_once, expect_plain, operator, rows_of
 
 WIDEST = 16384  # a row stays on chip
 PROGRAMS = 512  # that share the rows of a trained weight's backward: a constant, so that no chip sums in an order of its own
@@ -116,6 +116,7 @@ def _keep(ctx, inputs, output):
 
 
 def _gradients(ctx, dy_ND, _):
+    expect_once("rms_norm")
     train = ctx.needs_input_grad[1]
     dx_ND, dw_D = _backward(dy_ND, *ctx.saved_tensors, train)
     return dx_ND if ctx.needs_input_grad[0] else None, dw_D if train else None, None
@@ -136,7 +137,7 @@ def rms_norm(x, weight_D, eps):
     expect(weight_D.shape == x.shape[-1:], "rms_norm", "weight_D", f"shape {list(x.shape[-1:])}", f"shape {list(weight_D.shape)}")
     expect(weight_D.dtype == x.dtype, "rms_norm", "weight_D", f"{x.dtype}, as x", str(weight_D.dtype))
     expect(weight_D.device == x.device, "rms_norm", "weight_D", f"device {x.device}, as x", str(weight_D.device))
-    expect(isinstance(eps, float) and eps >= 0, "rms_norm", "eps", "a float >= 0", repr(eps))
+    expect(isinstance(eps, float) and eps >= 0, "rms_norm", "eps", "a float >= 0", eps)
     y_ND, _ = _forward(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), weight_D, eps)
     return y_ND if x.dim() == 2 else y_ND.view(x.shape)
 

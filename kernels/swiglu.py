@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common import INTERPRET, expect, expect_plain, operator, rows_of
+from kernels.common import INTERPRET, expect, expect_once, expect_plain, operator, rows_of
 
 BLOCK = 1024  # elements of a row that one program takes
 
@@ -86,6 +86,7 @@ def _keep(ctx, inputs, output):
 
 
 def _gradients(ctx, dy_NF):
+    expect_once("swiglu")
     return tuple(grad if wanted else None for grad, wanted in zip(_backward(dy_NF, *ctx.saved_tensors), ctx.needs_input_grad, strict=True))
 
 

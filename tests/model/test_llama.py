@@ -114,8 +114,7 @@ def test_who_does_rms_norm_and_swiglu():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without CUDA; tests/kernels/test_layers_gpu.py has the same there")
-@pytest.mark.parametrize("recompute", RECOMPUTE)
-@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-5), (torch.float16, 2e-2)], ids=str)
+@pytest.mark.parametrize("recompute, dtype, limit", [*((name, torch.float32, 1e-5) for name in RECOMPUTE), ("off", torch.float16, 2e-2)], ids=str)
 def test_the_kernels_and_torch_give_one_model(recompute, dtype, limit, tiny, monkeypatch):
     """What an eager model does on CUDA, here in Triton's interpreter."""
     hidden, gradients, calls = [], [], []
