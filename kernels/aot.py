@@ -4,8 +4,7 @@ Columns: registers of a thread, bytes that spill (0, or the row fails), shared m
 instruction found in the PTX. Exit code 1 if a kernel spills, does not fit, or has a product without wgmma on sm_90.
 """
 
-import argparse
-import os
+import importlib.util
 import re
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from kernels.common import INTERPRET, Parser
 
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one block may have, by compute capability
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -54,6 +55,33 @@ class Usage:
 
 def cases():
     """Every kernel, in every type and variant that its launcher can choose on a GPU."""
+    yield from head_cases()
+    yield from layer_cases()
+
+
+def layer_cases():
+    """RMSNorm at its two largest blocks, of which the larger reads its rows twice for a trained weight; SwiGLU."""
+    from kernels import rms_norm as n
+    from kernels import swiglu as s
+
+    for dtype, pointer in POINTER.items():
+        kept = {"RSTD": "*fp32", "PART": "*fp32"}
+        ints = dict.fromkeys(("dy_step", "x_step", "N", "D", "rows"), "i32")
+        types = dict.fromkeys(("DY", "X", "W", "DX", "Y"), pointer) | kept | ints | {"eps": "fp32"}
+        for D, kernel, train in ((n.WIDEST, n.rms_norm_forward, None), (n.WIDEST, n.rms_norm_backward, False),
+                                 (n.WIDEST // 2, n.rms_norm_backward, True), (n.WIDEST, n.rms_norm_backward, True)):  # fmt: skip
+            options = n.options(D)
+            constants = {"BLOCK": options.pop("BLOCK")} | ({} if train is None else {"TRAIN": train})
+            name = f"rms_norm {pointer[1:]} " + {None: "forward", False: "frozen", True: f"train {D}"}[train]
+            yield Case(name, kernel, {k: v for k, v in types.items() if k in kernel.arg_names}, constants, options, ("eps", "N", "rows"))
+        types = dict.fromkeys(("DY", "G", "U", "DG", "DU", "Y"), pointer)
+        types |= dict.fromkeys(("dy_step", "g_step", "u_step", "F", "blocks"), "i32")
+        for name, kernel in (("forward", s.swiglu_forward), ("backward", s.swiglu_backward)):
+            used = {k: v for k, v in types.items() if k in kernel.arg_names}
+            yield Case(f"swiglu {pointer[1:]} {name}", kernel, used, {"BLOCK": s.BLOCK}, {}, ("blocks",))
+
+
+def head_cases():
     from kernels import head_triton as t
 
     for dtype, pointer in POINTER.items():
@@ -112,12 +140,14 @@ def resources(cubin):
     return used["REG"], used["STACK"] + used["LOCAL"]
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__.splitlines()[0].split(": ", 1)[1])
+def main(argv=None):
+    parser = Parser(prog="python -m kernels.aot", description=__doc__.splitlines()[0].split(": ", 1)[1])
     parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
-    args = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    args = parser.parse_args(argv)
+    if INTERPRET:
         parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
+    if importlib.util.find_spec("triton") is None:
+        parser.error("Triton is not installed: nothing to compile with")
     print(f"{'kernel':26}{'arch':>7}{'registers':>11}{'spilled':>9}{'shared':>9}{'limit':>8}  product")
     failed = 0
     for case in cases():

@@ -4,22 +4,29 @@ Times forward + backward of log-prob and exact KL, every backend in turn (A B C 
 the peers that are installed. Columns: median ms; times dense; TFLOP/s of the least work (4 products of R x D x V with a frozen head, 6 with
 a trained one); share of the floor, that work at the rate of one large product measured in the same run; peak extra memory, each backend in a
 process of its own on a CPU. A peer does less than we do: the column `computes` says what.
+
+--case rms_norm swiglu: those two layers instead, see kernels/bench_layers.py.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 from kernels import linear_logp_kl
+from kernels.common import Parser
 
+LAYERS = ("rms_norm", "swiglu")  # kernels/bench_layers.py
 CASES = {"smollm2": (576, 49152), "llama3-8b": (4096, 128256)}  # D, V
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PICTURES = (".png", ".svg", ".pdf")
 ROWS = {"cpu": [2048], "cuda": [512, 2048, 8192, 16384]}
 
 
@@ -198,10 +205,24 @@ def plot(rows, path):
     figure.savefig(path, dpi=140)
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.split("\n\n")[1])
+def run(cases, rows, dtypes, heads, device, repeats, with_peers):
+    """Print the table; returns its rows."""
+    print(f"{'case':10}{'R':>6}  {'dtype':9}{'head':8} {'system':24}{'ms':>9}{'dense':>8}{'TFLOP/s':>9}{'floor':>7}{'peak MiB':>10}  computes")
+    results = []
+    for case in cases:
+        for R in rows:
+            for dtype in dtypes:
+                for head in heads:
+                    for row in measure(case, R, dtype, head == "trained", device, repeats, with_peers):
+                        results.append(row)
+                        print(line(row), flush=True)
+    return results
+
+
+def main(argv=None):
+    parser = Parser(prog="python -m kernels.bench", description=__doc__.split("\n\n")[1])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--case", nargs="+", choices=list(CASES), default=["smollm2"])
+    parser.add_argument("--case", nargs="+", choices=[*CASES, *LAYERS], default=["smollm2"])
     parser.add_argument("--rows", nargs="+", type=int, help="default: 2048 on a CPU, 512 to 16384 on CUDA")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="default: float32 and bfloat16 on a CPU, bfloat16 on CUDA")
     parser.add_argument("--head", nargs="+", choices=["frozen", "trained"], default=["frozen", "trained"])
@@ -209,13 +230,25 @@ def main():
     parser.add_argument("--peers", action="store_true", help="also Liger-Kernel and Cut Cross-Entropy, if they are installed")
     parser.add_argument("--json", help="write every number to this file")
     parser.add_argument("--plot", help="write a picture to this file")
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", choices=list(systems("cpu", False)), help=argparse.SUPPRESS)
     parser.add_argument("--trained", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device is here; use --device cpu")
     if args.repeats < 1 or (args.rows and min(args.rows) < 1):
         parser.error("--repeats and --rows take numbers of at least 1")
+    for option, path in (("--json", args.json), ("--plot", args.plot)):
+        if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+            parser.error(f"{option} {path}: expected a file in a directory that exists")
+    if args.plot and (Path(args.plot).suffix not in PICTURES or importlib.util.find_spec("matplotlib") is None):
+        parser.error(f"--plot takes a name that ends in {', '.join(PICTURES)}, and needs matplotlib; got {args.plot}")
+    layers, heads = [name for name in args.case if name in LAYERS], [name for name in args.case if name in CASES]
+    if layers and heads:
+        parser.error(f"--case: {' '.join(layers)} and {' '.join(heads)} have tables of their own; run one kind at a time")
+    if layers and importlib.util.find_spec("triton") is None:
+        parser.error(f"--case {' '.join(layers)}: Triton is not installed")
+    if layers and args.peers:
+        parser.error(f"--peers: for {' and '.join(CASES)}; {' '.join(layers)} is compared with torch.compile")
     rows, dtypes = args.rows or ROWS[args.device], args.dtype or (["float32", "bfloat16"] if args.device == "cpu" else ["bfloat16"])
     if args.peak_of:
         x = Inputs(rows[0], *CASES[args.case[0]], DTYPES[dtypes[0]], "cpu", args.trained)
@@ -223,15 +256,12 @@ def main():
         return
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, torch {torch.__version__}; forward + backward, medians of {args.repeats}")
-    print(f"{'case':10}{'R':>6}  {'dtype':9}{'head':8} {'system':24}{'ms':>9}{'dense':>8}{'TFLOP/s':>9}{'floor':>7}{'peak MiB':>10}  computes")
-    results = []
-    for case in args.case:
-        for R in rows:
-            for dtype in dtypes:
-                for head in args.head:
-                    for row in measure(case, R, dtype, head == "trained", args.device, args.repeats, args.peers):
-                        results.append(row)
-                        print(line(row), flush=True)
+    if layers:
+        from kernels import bench_layers
+
+        results = bench_layers.run(layers, args.rows, dtypes, args.head, args.device, args.repeats)
+    else:
+        results = run(heads, rows, dtypes, args.head, args.device, args.repeats, args.peers)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({"device": where, "torch": torch.__version__, "repeats": args.repeats, "rows": results}, file, indent=1)

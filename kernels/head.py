@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from kernels import head_chunks, head_torch
+from kernels.common import FLOATS, expect, expect_once, operator
 
 head_triton = None  # Triton has no wheel for every platform; there the torch backend does the work
 if importlib.util.find_spec("triton"):
     from kernels import head_triton
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("auto", "dense", "torch", "triton", "triton-stream", "triton-chunk")
 STREAM_ROWS = 1024  # "triton" without a gradient: up to so many rows, one pass with nothing of width V; above, the vendor's products
 
@@ -80,9 +80,9 @@ def linear_logp_kl(
 
     Returns LogpKL. Raises ValueError naming the argument, what was expected and what came.
     """
-    if backend == "auto":
-        backend = "triton" if hidden_TD.is_cuda and head_triton else "torch"
-    _validate(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend)
+    backend = _validate(
+        hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend, workspace_bytes
+    )
     if ref_hidden_TD is not None:
         ref_hidden_TD = ref_hidden_TD.detach()
         ref_weight_VD = None if ref_weight_VD is weight_VD or ref_weight_VD is None else ref_weight_VD.detach()
@@ -107,19 +107,12 @@ def _rows(backend):
     return head_triton if backend.startswith("triton") else head_torch
 
 
+def _contiguous(*tensors):
+    """The Triton kernels count on neighbours; what is contiguous already is not copied."""
+    return [x if x is None else x.contiguous() for x in tensors]
+
+
 # Two operators that torch.compile takes whole, with the shapes of their results; autograd joins them below.
-
-
-def _operator(name, fake):
-    """Register a function as ecliptica::name. (torch.library.custom_op would import the compiler at the first call: 65 MiB.)"""
-
-    def register(function):
-        torch.library.define(f"ecliptica::{name}", torch.library.infer_schema(function, mutates_args=()))
-        torch.library.impl(f"ecliptica::{name}", "CompositeExplicitAutograd", function)
-        torch.library.register_fake(f"ecliptica::{name}", fake)
-        return getattr(torch.ops.ecliptica, name).default
-
-    return register
 
 
 def _forward_shapes(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend, workspace_bytes, jacobian):
@@ -132,15 +125,15 @@ def _forward_shapes(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_seg
     return floats(S), floats(S), floats(S), rows_R.new_empty(S), floats(5, R), floats(*J_shape), floats(*K_shape)
 
 
-@_operator("linear_logp_kl", _forward_shapes)
+@operator("linear_logp_kl", _forward_shapes)
 def _forward(
     hidden_TD: Tensor, weight_VD: Tensor, rows_R: Tensor, targets_R: Tensor, segments_R: Tensor, num_segments: int,
     ref_hidden_TD: Tensor | None, ref_weight_VD: Tensor | None, backend: str, workspace_bytes: int, jacobian: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """logp_S, kl_S, ref_logp_S, tokens_S, then what the backward keeps: stats_5R, J_RD, K_RD (see kernels/head_chunks.py)."""
     _expect_indices(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments)
-    hidden_TD, weight_VD, ref_hidden_TD, ref_weight_VD = (
-        x if x is None else x.contiguous() for x in (hidden_TD, weight_VD, ref_hidden_TD, ref_weight_VD)
+    hidden_TD, weight_VD, rows_R, targets_R, segments_R, ref_hidden_TD, ref_weight_VD = _contiguous(
+        hidden_TD, weight_VD, rows_R, targets_R, segments_R, ref_hidden_TD, ref_weight_VD
     )
     tensors = hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, ref_weight_VD
     if backend == "triton-stream":
@@ -160,14 +153,14 @@ def _backward_shapes(g_S, k_S, hidden_TD, weight_VD, *rest):
     return hidden_TD.new_empty(hidden_TD.shape), weight_VD.new_empty(weight_VD.shape if train_head else (0, weight_VD.shape[1]))
 
 
-@_operator("linear_logp_kl_backward", _backward_shapes)
+@operator("linear_logp_kl_backward", _backward_shapes)
 def _backward(
     g_S: Tensor, k_S: Tensor, hidden_TD: Tensor, weight_VD: Tensor, rows_R: Tensor, targets_R: Tensor, segments_R: Tensor,
     ref_hidden_TD: Tensor | None, ref_weight_VD: Tensor | None, stats_5R: Tensor, J_RD: Tensor, K_RD: Tensor, backend: str,
     workspace_bytes: int, jacobian: bool, train_head: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of hidden_TD and weight_VD; the second is empty for a frozen head."""
-    rows = _rows(backend)
+    rows, (rows_R, targets_R, segments_R) = _rows(backend), _contiguous(rows_R, targets_R, segments_R)
     if jacobian:
         grad_TD = rows.combine(g_S, k_S, J_RD, K_RD, segments_R, rows_R, hidden_TD.shape[0], hidden_TD.dtype)
         return grad_TD, weight_VD.new_empty(0, weight_VD.shape[1])
@@ -184,6 +177,7 @@ def _keep(ctx, inputs, output):
 
 
 def _gradients(ctx, g_S, k_S, *_):
+    expect_once("linear_logp_kl")
     train_head = ctx.needs_input_grad[1]
     zeros_S = ctx.saved_tensors[-1].new_zeros(ctx.num_segments)
     g_S, k_S = (zeros_S if x is None else x.contiguous() for x in (g_S, k_S))
@@ -194,32 +188,48 @@ def _gradients(ctx, g_S, k_S, *_):
 torch.library.register_autograd("ecliptica::linear_logp_kl", _gradients, setup_context=_keep)
 
 
-def _validate(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend):
+def _expect(condition, name, expected, got):
+    expect(condition, "linear_logp_kl", name, expected, got)
+
+
+def _validate(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments, ref_hidden_TD, ref_weight_VD, backend, workspace_bytes):
+    """The backend, "auto" resolved."""
+    optional = {} if ref_hidden_TD is None else {"ref_hidden_TD": ref_hidden_TD}
+    optional |= {} if ref_weight_VD is None else {"ref_weight_VD": ref_weight_VD}
+    floating, indices = {"hidden_TD": hidden_TD, "weight_VD": weight_VD} | optional, {"rows_R": rows_R, "targets_R": targets_R, "segments_R": segments_R}
+    for name, x in (floating | indices).items():
+        _expect(isinstance(x, Tensor), name, "a tensor", type(x).__name__)
+        _expect(not hasattr(x, "device_mesh"), name, "a plain tensor (gather a sharded one first: full_tensor())", type(x).__name__)
+    if backend == "auto":
+        backend = "triton" if hidden_TD.is_cuda and head_triton else "torch"
     _expect(backend in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", repr(backend))
     if backend.startswith("triton"):
         _expect(head_triton is not None, "backend", "auto, dense or torch, since Triton is not installed", repr(backend))
         _expect(hidden_TD.is_cuda or head_triton.INTERPRET, "backend", "CUDA tensors (or TRITON_INTERPRET=1)", f"{backend} on {hidden_TD.device}")
     floats = FLOATS + (torch.float64,) if backend == "dense" else FLOATS
-    for name, x in (("hidden_TD", hidden_TD), ("weight_VD", weight_VD), ("ref_hidden_TD", ref_hidden_TD), ("ref_weight_VD", ref_weight_VD)):
-        if x is not None:
-            _expect(not hasattr(x, "device_mesh"), name, "a plain tensor (gather a sharded one first: full_tensor())", type(x).__name__)
-            _expect(x.dim() == 2, name, "a matrix", f"shape {list(x.shape)}")
-            _expect(x.dtype in floats, name, "float32, bfloat16 or float16", str(x.dtype))
-            _expect(x.device == hidden_TD.device, name, f"device {hidden_TD.device}, as hidden_TD", str(x.device))
+    for name, x in floating.items():
+        _expect(x.dim() == 2, name, "a matrix", f"shape {list(x.shape)}")
+        _expect(x.dtype in floats, name, "float32, bfloat16 or float16", str(x.dtype))
+        _expect(x.device == hidden_TD.device, name, f"device {hidden_TD.device}, as hidden_TD", str(x.device))
     T, D = hidden_TD.shape
     V = weight_VD.shape[0]
+    _expect(V > 0, "weight_VD", "at least one row", f"shape {list(weight_VD.shape)}")
     _expect(weight_VD.shape[1] == D, "weight_VD", f"width {D}, as hidden_TD", f"shape {list(weight_VD.shape)}")
     if ref_hidden_TD is None:
         _expect(ref_weight_VD is None, "ref_weight_VD", "None without ref_hidden_TD", "a tensor")
     else:
-        _expect(ref_hidden_TD.shape[0] == T, "ref_hidden_TD", f"{T} rows, as hidden_TD", f"shape {list(ref_hidden_TD.shape)}")
+        if ref_hidden_TD.shape[0] != T:  # a number in a message is a constant to torch.compile: it would compile for each T anew
+            _expect(False, "ref_hidden_TD", f"{T} rows, as hidden_TD", f"shape {list(ref_hidden_TD.shape)}")
         shape, got = [V, ref_hidden_TD.shape[1]], list((weight_VD if ref_weight_VD is None else ref_weight_VD).shape)
         _expect(got == shape, "ref_weight_VD", f"shape {shape}", f"shape {got}")
-    _expect(isinstance(num_segments, int) and num_segments >= 0, "num_segments", "an int >= 0", repr(num_segments))
-    for name, x in (("rows_R", rows_R), ("targets_R", targets_R), ("segments_R", segments_R)):
+    _expect(isinstance(num_segments, int) and num_segments >= 0, "num_segments", "an int >= 0", num_segments)
+    _expect(isinstance(workspace_bytes, int) and workspace_bytes >= 0, "workspace_bytes", "an int >= 0", workspace_bytes)
+    for name, x in indices.items():
         _expect(x.dtype == torch.int64 and x.dim() == 1, name, "a vector of int64", f"{x.dtype}, shape {list(x.shape)}")
-        _expect(x.shape == rows_R.shape, name, f"{rows_R.shape[0]} entries, as rows_R", f"{x.shape[0]}")
+        if x.shape != rows_R.shape:
+            _expect(False, name, f"{rows_R.shape[0]} entries, as rows_R", f"{x.shape[0]}")
         _expect(x.device == hidden_TD.device, name, f"device {hidden_TD.device}, as hidden_TD", str(x.device))
+    return backend
 
 
 def _expect_indices(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_segments):
@@ -232,8 +242,3 @@ def _expect_indices(hidden_TD, weight_VD, rows_R, targets_R, segments_R, num_seg
         elif not inside:
             worst = int(x[(x < 0) | (x >= size)][0])
             _expect(False, name, f"values in [0, {size})", str(worst))
-
-
-def _expect(condition, name, expected, got):
-    if not condition:
-        raise ValueError(f"linear_logp_kl: {name}: expected {expected}, got {got}")

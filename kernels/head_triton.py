@@ -4,13 +4,12 @@ Two strategies. stream: `stream` and `merge`; logits live on chip only. chunk: t
 and `row_dlogits` work on it in place. All sums run in a fixed order: no atomics, the same bits every time.
 """
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+from kernels.common import INTERPRET
+
 ROWS = 1 << 20  # of a chunk: as many as the workspace holds
 IN_PLACE = True  # p in half precision overwrites its own float32 row
 BLOCK = 4096  # columns of a row at a time

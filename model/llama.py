@@ -3,12 +3,18 @@
 Letters: T tokens (all documents of a packed batch in one row), D hidden, H heads, K kv heads, E head width, V vocabulary.
 """
 
+import importlib.util
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+TRITON = importlib.util.find_spec("triton") is not None  # it has no wheel for every platform
+if TRITON:
+    from kernels.rms_norm import rms_norm
+    from kernels.swiglu import swiglu
 
 RECOMPUTE = ("off", "selective", "full")  # what of a block's activations the backward makes again
 KEPT = {  # by "selective": results of products and attention; norms, RoPE and SwiGLU are cheap to make again
@@ -25,6 +31,12 @@ def keep_products():
         return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
+
+
+def fused(x):
+    """Who does RMSNorm and SwiGLU: our kernels in an eager block on CUDA. A block under torch.compile leaves both to the compiler, which joins
+    them with their neighbours and would have to stop at an operator of ours. On a CPU it is torch."""
+    return TRITON and x.is_cuda and not torch.compiler.is_compiling()
 
 
 class Linear(nn.Module):
@@ -45,7 +57,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        weight = self.weight.to(x.dtype)
+        return rms_norm(x, weight, self.eps) if fused(x) else F.rms_norm(x, x.shape[-1:], weight, self.eps)
 
 
 class Embedding(nn.Module):
@@ -98,7 +111,8 @@ class MLP(nn.Module):
         self.gate_proj, self.up_proj, self.down_proj = Linear(D, F_), Linear(D, F_), Linear(F_, D)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(swiglu(gate, up) if fused(x) else F.silu(gate) * up)
 
 
 class Block(nn.Module):

@@ -143,6 +143,23 @@ def test_switch(bank, instructions, message, place, capsys):
     one_line(capsys, message)
 
 
+@pytest.mark.parametrize("options, message", [
+    (["--controls", "no prompt"], "--controls 'no prompt': expected no instruction, scrambled prompt"),
+    (["--limit", "0"], "--limit: expected >= 1, got 0"),
+    (["--paraphrase", "3"], "--paraphrase 3: x has 1 wordings"),
+    (["--rescore", "{p}/nowhere.jsonl"], "nowhere.jsonl: no scored line in it"),
+    (["--also", "seed-1"], "--also seed-1: expected LABEL=ADAPTER_DIRECTORY"),
+    (["--also", "trained={p}/a"], "--also: the labels trained must differ"),
+])
+def test_switch_options(options, message, place, capsys):
+    (place / "i.toml").write_text('x = ["a"]\ny = ["b"]\n')
+    bank = write_jsonl(place / "b.jsonl", [BANK, BANK | {"id": "b"}])
+    arguments = ["switch", "--model", f"{place}/model", "--template", "chatml", "--out", f"{place}/out", "--bank", str(bank), "--instructions", f"{place}/i.toml"]
+    assert cli.run(evaluate.main, [*arguments, *(option.format(p=place) for option in options)]) == 2
+    one_line(capsys, message)
+    assert not (place / "out" / "results.json").exists()
+
+
 def test_other_commands(place, capsys):
     assert cli.run(isd.main, ["contexts", "--prompt", "nobody", "--ids", "neutral", "--out", f"{place}/o"]) == 2
     one_line(capsys, "no such id")

@@ -21,15 +21,20 @@ def add_arguments(parser, out="directory to write; what its samples.jsonl has al
     systems.add_arguments(parser)
     parser.add_argument("--base", help="control model directory, when --model is itself the trained one (full fine-tuning)")
     parser.add_argument("--also", action="append", default=[], metavar="LABEL=ADAPTER", help="one more trained adapter (another seed, or trained without I); may be repeated")
-    parser.add_argument("--limit", type=int, help="only so many prompts: a quick look, stamped as not reportable")
+    parser.add_argument("--limit", type=count, help="only so many prompts: a quick look, stamped as not reportable")
     parser.add_argument("--rescore", metavar="SAMPLES", help="compute the metrics again from a samples.jsonl; no model is loaded")
     parser.add_argument("--out", required=True, help=out)
 
 
+def count(text):
+    """A whole number of at least 1, for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected >= 1, got {text}")
+    return int(text)
+
+
 def subjects(args):
     """[Subject], the control first. The base model under the same instructions is the prompting-only control."""
-    if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit: expected >= 1, got {args.limit}")
     if args.rescore:
         found = {line["system"]: line["key"] for line in read_lines(args.rescore) if "key" in line}
         if not found:

@@ -76,7 +76,7 @@ def shares(results):
 def bars(results):
     """Every system's value of every metric that is a share, side by side, with its interval and the chance level."""
     names, systems = shares(results), results["systems"]
-    figure = new_figure(max(6.5, min(16, 1.2 + len(names) * max(1.5, 0.42 * len(systems)))), 4.2)
+    figure = new_figure(max(9.5, min(12, 1.2 + len(names) * max(1.5, 0.42 * len(systems)))), 4.2)
     axes, drawn, width, lowest, highest, chance = figure.subplots(), [], 0.8 / len(systems), 0.0, 0.0, None
     crowded = len(systems) > 3
     for n, by_name in enumerate(systems.values()):
@@ -85,7 +85,8 @@ def bars(results):
         drawn.append(axes.bar(at, value, width * 0.9, color=colour(n), yerr=reach, capsize=3, error_kw={"linewidth": 1.1, "ecolor": INK}))
         for x, v, up in zip(at, value, reach[1]):
             if not math.isnan(v):
-                axes.text(x, max(v + up, 0) + 0.02, f"{v:.2f}", ha="center", va="bottom", fontsize=8 if crowded else 9, rotation=90 if crowded else 0)
+                axes.text(x, max(v + up, 0) + 0.02, f"{v:.2f}", ha="center", va="bottom", fontsize=8 if crowded else 9, rotation=90 if crowded else 0,
+                          zorder=5, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6})
         lowest, highest = np.nanmin([lowest, *(value - reach[0])]), np.nanmax([highest, *(value + reach[1])])
     for i, name in enumerate(names):
         if (level := results["metrics"][name]["chance"]) is not None:
@@ -142,6 +143,7 @@ def instruction_bars(results):
         axes.set_yticks(range(len(names)), [short(name) for name in names], fontsize=9 if len(names) <= 30 else 7.5)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(0, 1.02)
+        axes.tick_params(labeltop=len(names) > 30)
         axes.grid(axis="x", linewidth=0.6)
     legend(figure, systems, drawn, [(chance, "chance")] if chance else [])
     return figure
@@ -156,7 +158,7 @@ def heatmaps(results):
     limit = max((np.nanmax(np.abs(m)) for m in matrices.values() if not np.isnan(m).all()), default=0) or 1.0
     columns = 1 if len(names) > 20 else min(2, len(matrices))
     rows = math.ceil(len(matrices) / columns)
-    side = 4.4 if len(names) <= 12 else min(15, 0.8 + 0.3 * len(names) if len(names) <= 20 else 1.5 + 0.15 * len(names))
+    side = min(4.4, 1.6 + 0.6 * len(names)) if len(names) <= 12 else min(15, 0.8 + 0.3 * len(names) if len(names) <= 20 else 1.5 + 0.15 * len(names))
     font = 9 if len(names) <= 12 else 8 if len(names) <= 40 else 6.5
     figure = new_figure(columns * side + 2.4, rows * (side + 1) + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -171,7 +173,7 @@ def heatmaps(results):
         if len(names) <= 12:
             for (row, column), v in np.ndenumerate(matrix):
                 if not math.isnan(v):
-                    axes.text(column, row, f"{v:.0f}" if limit >= 10 else f"{v:.1f}", ha="center", va="center", fontsize=7.5, color="white" if abs(v) > 0.6 * limit else INK)
+                    axes.text(column, row, f"{round(v, 0 if limit >= 10 else 1) + 0.0:.{0 if limit >= 10 else 1}f}", ha="center", va="center", fontsize=7.5, color="white" if abs(v) > 0.6 * limit else INK)
         axes.set_xticks(range(len(names)), [short(name, 20) for name in names], rotation=90 if len(names) > 12 else 45, fontsize=font,
                         ha="center" if len(names) > 12 else "right", rotation_mode="default" if len(names) > 12 else "anchor")
         axes.set_yticks(range(len(names)), [short(name, 20) for name in names] if n % columns == 0 else [], fontsize=font)
@@ -181,7 +183,8 @@ def heatmaps(results):
         if n % columns == 0:
             axes.set_ylabel("instruction given")
         axes.set_title(short(label, 40))
-    figure.colorbar(image, ax=list(grid.flat), label="nats, instruction and response means removed", shrink=0.7, aspect=30)
+    for row in grid:
+        figure.colorbar(image, ax=list(row), label="nats, means removed", shrink=0.8, aspect=30)
     return figure
 
 
@@ -216,7 +219,10 @@ def radar(spokes):
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["chance", "0.25", "0.5", "0.75", "1"], fontsize=8, color="#5a616b")
     axes.set_rlabel_position(180 / len(spokes))
     axes.set_xticks(angles, [wrapped((f"{results['suite']}: " if several else "") + results["metrics"][name]["title"], 18) for results, name in spokes], fontsize=9.5)
-    axes.tick_params(axis="x", pad=16)
+    for angle, said in zip(angles, axes.get_xticklabels()):  # away from the rim, whatever its length
+        said.set_horizontalalignment("center" if abs(math.sin(angle)) < 0.1 else "left" if math.sin(angle) > 0 else "right")
+        said.set_verticalalignment("center" if abs(math.cos(angle)) < 0.1 else "bottom" if math.cos(angle) > 0 else "top")
+    axes.tick_params(axis="x", pad=2)
     axes.spines["polar"].set_color(GRID)
     legend(figure, labels, drawn)
     return figure

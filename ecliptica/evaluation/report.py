@@ -28,10 +28,10 @@ p{max-width:46rem}p.lead{color:#5a616b;margin-top:0}p.headline{font-size:1.2rem;
 .scroll{overflow-x:auto}table{border-collapse:collapse;font:14px/1.45 Helvetica,Arial,"Noto Sans",sans-serif;width:100%;margin:.6rem 0}
 th,td{border-bottom:1px solid #e3e6ea;padding:.45rem .6rem;text-align:left;vertical-align:top;overflow-wrap:break-word}th{background:#f5f6f8;font-weight:600}
 td.n{white-space:nowrap;font-variant-numeric:tabular-nums}td small,p small,small{color:#5a616b}
-img{max-width:100%;margin:.6rem 0;display:block}.scroll img.large{max-width:none}
+img{max-width:100%;margin:.6rem 0;display:block}img.small{max-width:36rem}.scroll img.large{max-width:none}
 .warn{background:#fff1e0;border-left:4px solid #c2410c;padding:.6rem 1rem;font-family:Helvetica,Arial,sans-serif;font-weight:600;max-width:none}
 table.said{table-layout:fixed}table.said th:first-child{width:20%}table.said td{line-height:1.6}table.said td:first-child{color:#5a616b;font-style:italic}
-mark{background:#fbead9;color:inherit;border-radius:2px;padding:0 1px}td.before mark{background:#e7ebf0}
+mark{background:#fbead9;color:inherit;border-radius:2px}
 pre{background:#f5f6f8;padding:.8rem;overflow-x:auto;font-size:12px;line-height:1.45}summary{cursor:pointer;font-family:Helvetica,Arial,sans-serif;margin:.5rem 0}
 """
 
@@ -106,7 +106,7 @@ def headline(results):
     systems, (control, *others), said = results["systems"], results["systems"], []
     for name in list(results["metrics"])[:2]:
         metric, before = results["metrics"][name], systems[control][name]
-        chance = "" if metric["chance"] is None else f" (chance {metric['chance']:.2g})"
+        chance = "" if metric["chance"] is None else f"; chance is {metric['chance']:.2g}"
         if before["value"] is None:
             continue
         if not others:
@@ -116,8 +116,8 @@ def headline(results):
             if after["value"] is None or change["value"] is None:
                 continue
             verb = "rises" if change["low"] > 0 else "falls" if change["high"] < 0 else "does not measurably change"
-            said.append(f"<b>{escape(metric['title'].capitalize())}</b> {verb} from {before['value']:.2f} by {escape(control)} to <b>{after['value']:.2f}</b> by {escape(label)}"
-                        f"{chance}: {number(change, signed=True)}, p = {change['p_holm']:.2g}.")
+            said.append(f"<b>{escape(metric['title'].capitalize())}</b> {verb} from {before['value']:.2f} ({escape(control)}) to <b>{after['value']:.2f}</b> ({escape(label)}): "
+                        f"{number(change, signed=True)}, p = {change['p_holm']:.2g}{chance}.")
     return f"<p class=headline>{'<br>'.join(said)}</p>" if said else ""
 
 
@@ -133,9 +133,9 @@ class Page:
     def picture(self, name, draw, caption, *data):
         with plots.style():
             figure, png = draw(*data), io.BytesIO()
-            figure.savefig(png, format="png", dpi=130)
+            figure.savefig(png, format="png", dpi=130, bbox_inches="tight", pad_inches=0.08)
         (self.directory / f"{name}.png").write_bytes(png.getvalue())
-        kind = " class=large" if figure.get_figwidth() > 12 else ""
+        kind = " class=large" if figure.get_figwidth() > 12.5 else " class=small" if figure.get_figwidth() < 8 else ""
         self.add(f'<div class=scroll><img{kind} alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"></div>',
                  f"<p><small>{escape(caption)}</small></p>")
 

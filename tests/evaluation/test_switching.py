@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import eval as evaluate
 from ecliptica.config import load
-from ecliptica.evaluation import statistics
+from ecliptica.evaluation import report, statistics
 from ecliptica.evaluation.cells import Cell, Scores
 from ecliptica.evaluation.grid import RIVALS, Grid, dealt_wrongly, distractors, interaction
 from ecliptica.evaluation.metrics import column_accuracy, strict_switch, switch
@@ -180,7 +180,7 @@ def lines(out):
 @pytest.fixture(scope="module")
 def whole(place, tiny):
     """(directory, results) of the suite, base and trained, all controls."""
-    return place / "whole", run(place, tiny, place / "whole")
+    return place / "run" / "switch", run(place, tiny, place / "run" / "switch")
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +219,12 @@ def test_base_and_trained_side_by_side(whole):
     assert set(results["controls"]["trained"]) == {"no instruction", "scrambled prompt"} and results["kl"]["per_token"] > 0
     assert results["controls"]["trained"]["no instruction"]["column_accuracy"]["value"] == 0.5  # without it no instruction is told from another
     assert "| column accuracy |" in (out / "table.md").read_text() and "trained, no instruction" in (out / "table.md").read_text()
+
+
+def test_the_report_of_a_run(whole, place):
+    page = report.build(place / "run").read_text()
+    assert "<b>Joint</b>" in page and "trained, scrambled prompt" in page and "Use capitals." in page and "max_steps = 3" in page and "objective cita, 3 steps" in page
+    assert {path.stem for path in (place / "run").glob("*.png")} == {"switch-bars", "switch-instructions", "switch-interaction", "radar", "training"}
 
 
 def test_a_limited_run_is_stamped_everywhere(alone, place, tiny, capsys):

@@ -89,13 +89,19 @@ def response_missing(data):
     return entry(data, n, responses={k: v for k, v in data.bank[n].responses.items() if k != "concise"})
 
 
+def twin_response(data):
+    """Of a tenth of the bank: comparing all the responses takes seconds."""
+    few = replace(data, bank=data.bank[:50])
+    return response(few, next(e for e in reversed(few.bank) if e.responses).responses["neutral"] + " Well.")
+
+
 SPOILT = [  # the audit, the spoilt copy, what is found
     ("prompts", lambda d: replace(d, bank=d.bank[:-1]), "499"),
     ("prompts of each source", lambda d: entry(d, at(d, source="news"), source="education"), "news 124, education 126"),
     ("domains", lambda d: every(d, lambda e: replace(e, domain="work" if e.domain in ("law", "ai") else e.domain)), "18, largest 15.0% (work)"),
     ("words of a prompt", lambda d: entry(d, prompt="Why do it?"), "3 to"),
     ("forms of prompts", lambda d: every(d, lambda e: replace(e, form="question" if e.form == "scenario" else e.form)), "scenario 0"),
-    ("commonest opening of a prompt", lambda d: replace(d, bank=[replace(e, prompt="Well, now: " + e.prompt) if n < 20 else e for n, e in enumerate(d.bank)]), "4.0%"),
+    ("commonest opening of a prompt", lambda d: replace(d, bank=[replace(e, prompt="Well, now then: " + e.prompt) if n < 20 else e for n, e in enumerate(d.bank)]), "4.0%"),
     ("provenance on every line", lambda d: entry(d, licence=""), "1 without"),
     ("near-duplicate prompts", lambda d: twin(d, "train"), ""),
     ("instructions x paraphrases", lambda d: replace(d, instructions=dict(list(d.instructions.items())[1:])), "9 x 3"),
@@ -106,7 +112,7 @@ SPOILT = [  # the audit, the spoilt copy, what is found
     ("prompts with a response to every instruction", response_missing, "199"),
     ("words of a response", lambda d: response(d, PARAGRAPH), "to 98"),
     ("longest over shortest mean response", lambda d: every(d, long_educational), "educational"),
-    ("near-duplicate responses", lambda d: response(d, next(e for e in reversed(d.bank) if e.responses).responses["neutral"] + " Well."), "neutral"),
+    ("near-duplicate responses", twin_response, "neutral"),
     ("AUC, chosen from rejected by the response alone", giveaway, ""),
     ("prompts with responses, of all", lambda d: entry(d, at(d, split="train", full=False), split="test"), "train 80 of 199"),
     ("prompts in two splits", lambda d: entry(d, at(d, split="train"), prompt=d.bank[at(d, split="test")].prompt.upper()), "1"),

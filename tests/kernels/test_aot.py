@@ -17,6 +17,7 @@ def test_kernels_compile_without_spills_and_use_the_matrix_units():
     table = [text.rsplit(None, 6) for text in done.stdout.splitlines()[1:-1]]
     kernels = {name.strip() for name, *_ in table}
     assert len(table) == 3 * len(kernels) and {"merge", "segment_sum scalars", "row_statistics bf16", "row_dlogits fp16"} <= kernels
+    assert {"rms_norm bf16 frozen", "rms_norm fp32 train 16384", "swiglu fp16 backward"} <= kernels
     for name, arch, _, spilled, shared, limit, product in table:
         assert int(spilled) == 0 and int(shared) <= int(limit) == SHARED_LIMIT[int(arch[3:])], name
         if name.startswith(("stream bf16", "stream fp16")):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model import llama
 from model.attention import FlexPacked, PaddedPacked, packed_attention, visible
 from model.config import load_config
 from model.llama import RECOMPUTE, rope_frequencies
@@ -99,6 +100,41 @@ def test_activation_recomputation_changes_nothing(tiny):
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     off, *others = gradients
     assert len(off) == 20 and all(torch.equal(a, b) for other in others for a, b in zip(off, other))
+
+
+class OnCuda:
+    is_cuda = True
+
+
+def test_who_does_rms_norm_and_swiglu():
+    """An eager block on CUDA: our kernels. A compiled one: the compiler. A CPU: torch."""
+    assert llama.fused(OnCuda()) and not llama.fused(torch.zeros(1))
+    compiled = torch.compile(lambda x, zero: zero + (1 if llama.fused(x) else 2), fullgraph=True, backend="eager")
+    assert compiled(OnCuda(), torch.zeros(())) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without CUDA; tests/kernels/test_layers_gpu.py has the same there")
+@pytest.mark.parametrize("recompute, dtype, limit", [*((name, torch.float32, 1e-5) for name in RECOMPUTE), ("off", torch.float16, 2e-2)], ids=str)
+def test_the_kernels_and_torch_give_one_model(recompute, dtype, limit, tiny, monkeypatch):
+    """What an eager model does on CUDA, here in Triton's interpreter."""
+    hidden, gradients, calls = [], [], []
+    rms_norm = llama.rms_norm
+    monkeypatch.setattr(llama, "rms_norm", lambda *arguments: calls.append(1) or rms_norm(*arguments))
+    for ours in (False, True):
+        monkeypatch.setattr(llama, "fused", lambda x, ours=ours: ours)
+        model = load_model(tiny, dtype, param_dtype=torch.float32).requires_grad_(True)
+        for block in model.model.layers:
+            block.recompute = recompute
+        tokens = torch.arange(5, 9)
+        nothing = torch.zeros_like(tokens)
+        hidden.append(model.forward_hidden(tokens, torch.arange(4), packed_attention(nothing, nothing)))
+        hidden[-1].float().square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert len(calls) == (5 if recompute == "off" else 9)  # two blocks of two, and the last norm; again in the backward
+    assert hidden[1].dtype == dtype and (hidden[1] - hidden[0]).abs().max() <= limit * hidden[0].abs().max()
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 20
+    for name, want in gradients[0].items():
+        assert (gradients[1][name] - want).abs().max() <= 10 * limit * want.abs().max(), name
 
 
 def test_loading_keeps_one_copy_and_the_stored_values(tiny):
