@@ -68,8 +68,8 @@ def generated(subject, groups, args, path):
     if missing:
         batches = [group[at : at + BATCH] for group in groups for at in range(0, len(group), BATCH)]
         batches = [batch for batch in batches if any(digest(cell) not in known for cell in batch)]
+        contexts = [[fitting(subject.system, cell, args) for cell in batch] for batch in batches]
         with subject.switched() as system, open(path, "a", encoding="utf-8") as file:
-            contexts = [[fitting(system, cell, args) for cell in batch] for batch in batches]
             with tqdm(total=len(cells), initial=len(cells) - len(missing), desc=subject.label, unit="answer", leave=False, disable=None) as bar:
                 for batch, context in zip(batches, contexts):
                     new = [line for line in answered(subject, system, batch, context, args, key) if line["cell"] not in known]

@@ -19,13 +19,11 @@ def add_arguments(parser):
     parser.add_argument("--data", required=True, help="JSON lines that isd-generate wrote")
     parser.add_argument("--bank", default=BANK, help="the bank they were generated for; the classifier learns from its train split")
     parser.add_argument("--instructions", default=INSTRUCTIONS, help="TOML of id = [paraphrases]")
-    parser.add_argument("--limit", type=int, help="only so many prompts: stamped as not reportable")
+    parser.add_argument("--limit", type=compare.count, help="only so many prompts: stamped as not reportable")
     parser.add_argument("--out", required=True, help="directory to write")
 
 
 def run(args):
-    if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit: expected >= 1, got {args.limit}")
     instructions = list(load_instructions(args.instructions))
     bank = load_bank(args.bank, instructions)
     judge = Judge(bank, instructions, args.bank)
