@@ -184,7 +184,7 @@ def _room(path, need):
             rest.unlink(missing_ok=True)
     free = shutil.disk_usage(path).free
     if need > free:
-        raise InputError(f"{path}: the reference cache needs {need / 2**30:.2f} GiB more, {free / 2**30:.2f} GiB are free; make room, set "
+        raise InputError(f"{path}: the reference cache needs {need / 2**20:,.1f} MiB more, {free / 2**20:,.1f} MiB are free; make room, set "
                          "training.cache_dir, or use training.reference=adapter-off (LoRA) or model")
 
 

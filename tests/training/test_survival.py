@@ -282,7 +282,7 @@ def test_the_reference_cache_is_resumed_checked_and_equal(recipe, tmp_path, caps
     assert_same(result(tmp_path / "third"), cached)
 
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(InputError, match="the reference cache needs .* GiB more, .* are free; make room"):
+    with pytest.raises(InputError, match="the reference cache needs .* MiB more, .* are free; make room"):
         loop.train(load(recipe, [f"run.dir={tmp_path}/fourth", "training.reference=cache"]))
 
 
