@@ -1,7 +1,10 @@
 """Many processes as torchrun starts them: who is who, what they agree on, and how the model is sharded (FSDP2)."""
 
+import ctypes
 import os
 import re
+import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -86,6 +89,7 @@ def joined():
     if world == 1:
         yield ALONE
         return
+    end_with_torchrun()
     local = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
@@ -94,6 +98,13 @@ def joined():
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     yield Ranks(int(os.environ["RANK"]), world, local)
     dist.destroy_process_group()  # not after an error: that would wait for ranks that may be gone
+
+
+def end_with_torchrun():
+    """torchrun starts its processes in sessions of their own: a kill -9 that takes torchrun would leave them training, and the run
+    directory in use. Linux ends them with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def mesh(ranks, replicas, device):
