@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from model.errors import InputError
 
 TIMEOUT = timedelta(minutes=30)  # a collective that nobody completes ends the run; the watch names the rank long before
+STORE_TIMEOUT = timedelta(seconds=60)
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE)
 
 
@@ -102,9 +103,15 @@ def joined():
 
 def end_with_torchrun():
     """torchrun starts its processes in sessions of their own: a kill -9 that takes torchrun would leave them training, and the run
-    directory in use. Linux ends them with it."""
+    directory in use. Linux ends them with it; who starts after torchrun has gone finds its store gone, and ends too."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        try:
+            dist.TCPStore(address, int(port), is_master=False, timeout=STORE_TIMEOUT)
+        except dist.DistError as error:
+            raise InputError(f"torchrun's store at {address}:{port} does not answer: torchrun has ended, or the network between the machines is closed") from error
 
 
 def mesh(ranks, replicas, device):
