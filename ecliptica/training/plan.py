@@ -103,7 +103,7 @@ def data(config, shape):
     options, gpus = config.training, config.plan.gpus
     model = Path(config.model.path)
     at_hand = (model / "config.json").exists() and any((model / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-    if Path(config.data.train).is_file() and at_hand and not config.plan.tokens:
+    if at_hand and not config.plan.tokens and (config.data.format == "isd" or Path(config.data.train).is_file()):
         _, _, examples, held_out, _ = load_data(config, objectives.get(config.objective).RESPONSES)
         batches = Batches(examples, options)
         micro = [[e for e in part] for number in range(min(batches.steps, batches.per_epoch)) for part in groups(batches.chosen(number), options, gpus)]
