@@ -12,7 +12,7 @@ import pytest
 
 import eval as evaluate
 from ecliptica.config import load
-from ecliptica.evaluation import generations
+from ecliptica.evaluation import generations, systems
 from ecliptica.evaluation.metrics import generation_fidelity, length_contract
 from ecliptica.evaluation.suites.fidelity import Judge
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, Entry, load_bank, load_instructions
@@ -22,6 +22,7 @@ from tests.conftest import ROOT, write_jsonl
 
 NAMES = ("loud", "quiet", "sly")
 TOPICS = ("rain", "bread", "chess", "maps", "bees", "soup", "trains", "snow", "clocks", "ferries")
+LOADED = {}
 MARKS = {"loud": "shout bang crash", "quiet": "hush softly calm", "sly": "wink maybe perhaps"}
 
 
@@ -40,6 +41,20 @@ def place(tiny, preferences, tmp_path_factory):
                                  f'[training]\nmax_steps = 2\nlr = 3e-2\n[run]\ndir = "{path}/run"\n')
     loop.train(load(path / "r.toml"))
     return path
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    """A model is loaded once for all runs within this process."""
+    real = systems.load
+
+    def load_once(args):
+        key = args.model, args.adapter, args.batch_tokens
+        if key not in LOADED:
+            LOADED[key] = real(args)
+        return LOADED[key]
+
+    monkeypatch.setattr(systems, "load", load_once)
 
 
 def command(place, tiny, out, *options):
@@ -162,7 +177,7 @@ BAD = {
     "no such wording": (("--wordings", "4"), "--wordings 4: the instructions have wordings 1 to 3"),
     "no number": (("--wordings", "two"), "--wordings two: expected whole numbers"),
     "no trained one": (("--system", "trained"), "--system trained: give the trained one as --adapter"),
-    "no room": (("--max-new-tokens", "4096"), "0-chess/loud: 32 tokens and 4096 new ones; the model's window is 4096"),
+    "no room": (("--max-new-tokens", "4096"), " tokens and 4096 new ones; the model's window is 4096"),
     "no output directory": (("--out", "nowhere/o.jsonl"), "no such directory"),
     "rescore": (("--rescore", "x.jsonl"), "--rescore: isd-generate has no metric"),
 }
@@ -218,8 +233,8 @@ def test_fidelity_of_a_model_that_copies():
 
 def test_fidelity_of_a_random_and_of_an_empty_model():
     generator = np.random.default_rng(0)
-    found = np.mean([list(fidelity(lambda e, j: ENTRIES[generator.integers(40)].responses[NAMES[generator.integers(3)]]).values()) for _ in range(20)], axis=0)
-    assert found[1] == pytest.approx(1 / 3, abs=0.04) and found[0] < 0.05 and found[2] < 0.12
+    found = np.mean([list(fidelity(lambda e, j: ENTRIES[generator.integers(40)].responses[NAMES[generator.integers(3)]]).values()) for _ in range(8)], axis=0)
+    assert found[1] == pytest.approx(1 / 3, abs=0.06) and found[0] < 0.07 and found[2] == pytest.approx(0.1, abs=0.04)
     assert fidelity(lambda e, j: "") == fidelity(lambda e, j: " \n") == about(both=0, instruction=0, prompt=0)
 
 
@@ -252,7 +267,7 @@ def written(path, conditions=("instruction", "scrambled prompt"), wordings=(1, 2
 
 
 def suite(place, tmp_path, data, *options):
-    evaluate.main(["fidelity", "--data", str(data), "--bank", str(write_jsonl(tmp_path / "b.jsonl", [vars(e) for e in ENTRIES])), "--instructions", f"{place}/i.toml", "--out", str(tmp_path / "out"), *options])
+    evaluate.main(["fidelity", "--data", str(data), "--bank", str(write_jsonl(tmp_path / "b.jsonl", [{key: value for key, value in vars(e).items() if value} for e in ENTRIES])), "--instructions", f"{place}/i.toml", "--out", str(tmp_path / "out"), *options])
     return json.loads((tmp_path / "out" / "results.json").read_text()), (tmp_path / "out" / "table.md").read_text()
 
 
@@ -288,8 +303,8 @@ def test_a_bad_file_is_one_line(change, message, place, tmp_path, capsys):
     assert len(error) == 1 and message in error[0]
 
 
-def length(short, long, **cut):
-    return length_contract.value("word " * short, "word " * long, cut.get("short", False), cut.get("long", False))
+def length(short, long, short_cut=False, long_cut=False):
+    return length_contract.value("word " * short, "word " * long, short_cut, long_cut)
 
 
 def test_length_contract_of_synthetic_models():
@@ -298,7 +313,7 @@ def test_length_contract_of_synthetic_models():
     assert kept(length(20, 20)) == [1, 0, 0] and kept(length(300, 300)) == [0, 1, 0]  # ignores the instruction: one contract at most
     assert kept(length(300, 20)) == [0, 0, 0] and length(300, 20)["log_ratio"] < 0  # the wrong way
     assert kept(length(0, 250)) == [0, 1, 0] and length(30, 30)["log_ratio"] == 0 and length(9, 99)["log_ratio"] == pytest.approx(np.log(10))
-    assert [length(9, 99, long=True)[name] for name in ("cut_short", "cut_long")] == [0, 1]
+    assert [length(9, 99, long_cut=True)[name] for name in ("cut_short", "cut_long")] == [0, 1]
 
 
 def test_length_suite_resumes_and_counts_again_without_a_model(tiny, tmp_path):
