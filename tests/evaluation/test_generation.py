@@ -13,7 +13,7 @@ import pytest
 import eval as evaluate
 from ecliptica.config import load
 from ecliptica.evaluation import generations, systems
-from ecliptica.evaluation.metrics import generation_fidelity, length_contract
+from ecliptica.evaluation.metrics import generation_fidelity
 from ecliptica.evaluation.suites.fidelity import Judge
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, Entry, load_bank, load_instructions
 from ecliptica.training import loop
@@ -301,19 +301,6 @@ def test_a_bad_file_is_one_line(change, message, place, tmp_path, capsys):
     assert cli.run(lambda _: suite(place, tmp_path, data), None) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and message in error[0]
-
-
-def length(short, long, short_cut=False, long_cut=False):
-    return length_contract.value("word " * short, "word " * long, short_cut, long_cut)
-
-
-def test_length_contract_of_synthetic_models():
-    kept = lambda row: [row[name] for name in ("short", "long", "both")]  # noqa: E731
-    assert kept(length(50, 200)) == [1, 1, 1] and kept(length(51, 199)) == [0, 0, 0]
-    assert kept(length(20, 20)) == [1, 0, 0] and kept(length(300, 300)) == [0, 1, 0]  # ignores the instruction: one contract at most
-    assert kept(length(300, 20)) == [0, 0, 0] and length(300, 20)["log_ratio"] < 0  # the wrong way
-    assert kept(length(0, 250)) == [0, 1, 0] and length(30, 30)["log_ratio"] == 0 and length(9, 99)["log_ratio"] == pytest.approx(np.log(10))
-    assert [length(9, 99, long_cut=True)[name] for name in ("cut_short", "cut_long")] == [0, 1]
 
 
 def test_length_suite_resumes_and_counts_again_without_a_model(tiny, tmp_path):
