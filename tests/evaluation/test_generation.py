@@ -137,11 +137,17 @@ def test_a_text_does_not_depend_on_what_else_is_asked_or_there(sampling, place, 
 
 
 def test_what_is_missing_is_made_in_the_batch_of_its_group(place, tiny, tmp_path, monkeypatch):
-    seen, real = [], generations.generate
-    monkeypatch.setattr(generations, "generate", lambda model, prompts, *rest, **more: (seen.append(tuple(map(tuple, prompts))), real(model, prompts, *rest, **more))[1])
+    seen, seeds, real = [], [], generations.generate
+
+    def watched(model, prompts, *rest, **more):
+        seen.append(tuple(map(tuple, prompts)))
+        seeds.extend(more["seeds"])
+        return real(model, prompts, *rest, **more)
+
+    monkeypatch.setattr(generations, "generate", watched)
     out = tmp_path / "o.jsonl"
     want, first = made(place, tiny, out, "--limit", "3"), list(seen)
-    assert len(first) == 3 and all(len(batch) == 3 for batch in first)
+    assert len(first) == 3 and all(len(batch) == 3 for batch in first) and len(set(seeds)) == 9
     write_jsonl(out, [line for n, line in enumerate(want) if n not in (1, 5)])
     seen.clear()
     assert texts(made(place, tiny, out, "--limit", "3")) == texts(want) and seen == first[:2]
@@ -243,8 +249,8 @@ def test_fidelity_of_a_wrong_way_switcher_is_below_chance():
 
 
 def test_a_prompt_without_references_is_not_told_by_the_length_of_its_document():
-    retrieval = generation_fidelity.Retrieval({"a": ("rain", ["rain and bread and soup"] * 5), "b": ("bread", []), "c": ("soup", [])})
-    assert [retrieval.share("bread", own, others) for own, others in (("b", ("a", "c")), ("a", ("b", "c")))] == [1, 0]
+    retrieval = generation_fidelity.Retrieval({"a": ("rain", ["bread soup"] * 5), "b": ("bread", []), "c": ("soup", [])})
+    assert [retrieval.share("bread, soup", own, others) for own, others in (("b", ("a", "c")), ("a", ("b", "c")))] == [0.5, 0]
     bank = [Entry(f"{n}", "p", "ab"[n % 2], "test" if n < 12 else "train", {"x": "y"} if n % 3 == 0 else {}) for n in range(40)]
     assert all(int(id) % 2 == 0 for id in generation_fidelity.candidates(bank[0], bank)) and generation_fidelity.candidates(bank[0], bank)[:2] == ["6", "12"]
     assert generation_fidelity.candidates(bank[2], bank)[:3] == ["4", "8", "10"]
