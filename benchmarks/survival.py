@@ -28,10 +28,10 @@ STEPS = 14
 POINTS = ("loading", "cache", "step", "checkpoint", "export")
 
 
-def start(recipe, run, processes, *overrides):
+def start(recipe, run, processes, threads):
     launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.Popen([sys.executable, *launcher, "train.py", str(recipe), f"run.dir={run}", *overrides], cwd=ROOT, text=True, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen([sys.executable, *launcher, "train.py", str(recipe), f"run.dir={run}"], cwd=ROOT, text=True, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
 
 
 def there(run, point, number):
@@ -75,6 +75,7 @@ def main():
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--reference", default="cache", choices=("cache", "adapter-off", "model"))
     parser.add_argument("--rank", type=int, default=4, help="of LoRA; 0: full fine-tuning")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--model", default="models/smollm2", help="for its tokenizer")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -84,15 +85,15 @@ def main():
         recipe.write_text(f'[model]\npath = "{tiny}"\ndtype = "float32"\n[data]\ntrain = "{data}"\n[lora]\nrank = {args.rank}\n'
                           f'dropout = {0.1 if args.reference != "cache" and args.rank else 0.0}\n[training]\nmax_steps = {STEPS}\nbatch_preferences = 5\nlr = 1e-3\n'
                           f'checkpoint_every = 2\nreference = "{args.reference}"\n')
-        out, _ = start(recipe, place / "whole", args.processes).communicate()
+        out, _ = start(recipe, place / "whole", args.processes, args.threads).communicate()
         want, same, lost, draw = final(place / "whole"), 0, 0, random.Random(args.processes)
         points = [point for point in POINTS if point != "cache" or args.reference == "cache"]
-        print(f"{args.kills} kills, {args.processes} process(es), {args.reference}, {'LoRA' if args.rank else 'full'}, torch {torch.__version__}", flush=True)
+        print(f"{args.kills} kills, {args.processes} process(es) of {args.threads} thread(s), {args.reference}, {'LoRA' if args.rank else 'full'}, torch {torch.__version__}", flush=True)
         for number in range(args.kills):
             run, point = place / f"run-{number}", points[number % len(points)]
-            kill(start(recipe, run, args.processes), run, point, draw)
+            kill(start(recipe, run, args.processes, args.threads), run, point, draw)
             at = where(run)
-            again = start(recipe, run, args.processes)
+            again = start(recipe, run, args.processes, args.threads)
             out, _ = again.communicate()
             if again.returncode:
                 lost, verdict = lost + 1, f"LOST: {out.strip().splitlines()[-1]}"

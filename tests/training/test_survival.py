@@ -22,6 +22,15 @@ ROOT = Path(__file__).parent.parent.parent
 STEPS = 14
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As the processes below: bits are compared, and the math library may choose its number of threads by the load of the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, tiny, preferences):
     """The path of a small recipe: dropout on, a checkpoint after every second step."""
