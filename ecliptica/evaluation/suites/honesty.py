@@ -21,9 +21,9 @@ def add_arguments(parser):
 def run(args):
     items = compare.limited(load_honesty(args.data), args, key=lambda item: item.clazz)
     policies, count = texts_of(args.policies, ("honest", "confident"), args.wording), Counter(item.clazz for item in items)
-    found = {}
-    for subject in compare.subjects(args):
+    found, subjects = {}, compare.subjects(args)
+    for subject in subjects:
         picked = preferred(subject, args, [(item, item.abstention, item.answer) for item in items], policies)
         rows = [honesty.value(item.clazz, *picks, count[item.clazz] / len(items)) for item, picks in zip(items, picked)]
         found[subject.label] = {name: [row[name] for row in rows] for name in honesty.TITLES}
-    compare.write(args, compare.report("honesty", args, honesty.TITLES, found, len(items), "questions", policies=policies))
+    compare.write(args, compare.report("honesty", args, honesty.TITLES, found, len(items), "questions", policies=policies, made=compare.made(subjects, args)))

@@ -19,9 +19,9 @@ def add_arguments(parser):
 def run(args):
     items = compare.limited(load_safety(args.data), args, key=lambda item: item.clazz)
     policies = texts_of(args.policies, ("strict", "permissive"), args.wording)
-    found = {}
-    for subject in compare.subjects(args):
+    found, subjects = {}, compare.subjects(args)
+    for subject in subjects:
         picked = preferred(subject, args, [(item, item.refusal, item.compliance) for item in items], policies)
         rows = [refusal_boundary.value(item.clazz, *picks) for item, picks in zip(items, picked)]
         found[subject.label] = {name: [row[name] for row in rows] for name in refusal_boundary.TITLES}
-    compare.write(args, compare.report("refusal", args, refusal_boundary.TITLES, found, len(items), "requests", policies=policies))
+    compare.write(args, compare.report("refusal", args, refusal_boundary.TITLES, found, len(items), "requests", policies=policies, made=compare.made(subjects, args)))
