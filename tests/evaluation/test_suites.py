@@ -278,15 +278,18 @@ def test_capability_is_perplexity_and_kl(tiny, adapter, texts, tmp_path):
     assert json.loads((tmp_path / "b" / "results.json").read_text())["systems"] == results["systems"]
 
 
-def test_all_suites_at_once(tiny, adapter, place, tmp_path, capsys):
+def test_all_suites_at_once(tiny, adapter, tmp_path, capsys):
+    """The wiring of the one command, on a bank of two instructions; what the suites measure is tested above."""
+    place, chosen = tmp_path, ("switch", "shift", "override", "refusal", "honesty", "capability")
+    (place / "i.toml").write_text('x = ["a", "b"]\ny = ["c", "d"]\n')
+    write_jsonl(place / "bank.jsonl", [{"id": i, "prompt": f"{i}?", "domain": "d", "split": "train", "responses": {"x": "1", "y": "2"}} for i in "ab"])
     (adapter / "ecliptica.json").write_text(json.dumps({"template": "chatml", "ablation": True}))
-    chosen = "switch,paraphrase,override,shift,scale,refusal,honesty,capability"
-    arguments = ["isd", "--template", "chatml", "--adapter", str(adapter), "--bank", f"{place}/bank.jsonl", "--instructions", f"{place}/i.toml", "--limit", "1", "--suites", chosen]
+    arguments = ["isd", "--template", "chatml", "--adapter", str(adapter), "--bank", f"{place}/bank.jsonl", "--instructions", f"{place}/i.toml", "--limit", "1", "--suites", ",".join(chosen)]
     evaluate.main([*arguments, "--model", str(tiny), "--out", f"{tmp_path}/a", "--split", "train"])
     shown = capsys.readouterr().out
-    assert all(f"[{n}/8] {name}" in shown for n, name in enumerate(chosen.split(","), start=1))
+    assert all(f"[{n}/6] {name}" in shown for n, name in enumerate(chosen, start=1))
     summary, page = json.loads((tmp_path / "a" / "summary.json").read_text()), (tmp_path / "a" / "summary.md").read_text()
-    assert list(summary) == chosen.split(",") and "NOT REPORTABLE" in page and "ABLATION" in page
+    assert tuple(summary) == chosen and "NOT REPORTABLE" in page and "ABLATION" in page
     for name, row in summary.items():
         results = json.loads((tmp_path / "a" / name / "results.json").read_text())
         assert row["systems"]["trained"] == results["systems"]["trained"][row["metric"]] and f"| {name} | {row['title']} |" in page and row["metric"] == next(iter(results["metrics"]))
@@ -299,7 +302,7 @@ def test_all_suites_at_once(tiny, adapter, place, tmp_path, capsys):
     evaluate.main([*arguments, "--model", "nowhere", "--out", f"{tmp_path}/b", "--split", "train", "--rescore", f"{tmp_path}/a"])  # no model is loaded
     again = json.loads((tmp_path / "b" / "summary.json").read_text())
     assert {name: row["systems"] for name, row in again.items()} == {name: row["systems"] for name, row in summary.items()}
-    assert len(files) == 8 and all(path.read_bytes() == raw for path, raw in files.items()) and "ABLATION" in (tmp_path / "b" / "summary.md").read_text()
+    assert len(files) == 6 and all(path.read_bytes() == raw for path, raw in files.items()) and "ABLATION" in (tmp_path / "b" / "summary.md").read_text()
 
 
 BAD = {
