@@ -27,6 +27,21 @@ def adapter_off_reference(model):
     return reference
 
 
+@torch.no_grad()
+def reference_rows(model, batch):
+    """What a cache keeps of the frozen reference: (hidden_UD, lse_U) of the distinct response rows, ascending, adapters off.
+
+    lse in float32, by the fused head, as the logit of token 0 minus its log-prob: no logits are held.
+    """
+    with adapters_off(model):
+        hidden_TD = hidden(model, batch)
+        weight_VD = model.head_weight_VD.to(model.dtype)
+        rows_U = batch.rows_R.unique()
+        logp_U = linear_logp_kl(hidden_TD, weight_VD, rows_U, torch.zeros_like(rows_U), torch.arange(len(rows_U), device=rows_U.device), len(rows_U)).logp_S
+    hidden_UD = hidden_TD[rows_U]
+    return hidden_UD, hidden_UD.float() @ weight_VD[0].float() - logp_U
+
+
 def model_reference(frozen):
     """A second, frozen model as the reference."""
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
 from model.config import read_json
 from model.errors import InputError
 from model.llama import Linear
-from model.weights import assign, kept_rows, meta_model, opened
+from model.weights import assign, kept_rows, meta_model, opened, write_tensors
 
 PREFIX = "base_model.model."  # PEFT wraps twice; its files carry the names of both wrappers
 UNSUPPORTED = {"use_dora": False, "use_rslora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None,
@@ -121,7 +120,7 @@ def save_adapter(model, out_dir, base_model, tensors=None):
         "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout, "init_lora_weights": True,
         "target_modules": sorted({name.rpartition(".")[2] for name in layers}), **UNSUPPORTED,
     }
-    save_file(tensors, out_dir / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(tensors, out_dir / "adapter_model.safetensors")
     (out_dir / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

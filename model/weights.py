@@ -50,6 +50,14 @@ def replace_text(path, text):
         temporary.unlink(missing_ok=True)
 
 
+def write_tensors(tensors, path):
+    """A safetensors file. A disk that is full or gone is an InputError that names the file."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise InputError(f"{path}: could not be written ({error}); make room and start the same command again") from error
+
+
 def pick_device(name):
     """"auto" is CUDA where there is one. Raises InputError for CUDA where there is none."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -189,7 +197,7 @@ def save_tensors(tensors, out_dir, source_dir, dtype, shard_bytes=5 << 30):
 
     def write():
         parts.append((out_dir / f"part-{len(parts)}", list(shard)))
-        save_file(shard, parts[-1][0], metadata={"format": "pt"})
+        write_tensors(shard, parts[-1][0])
         shard.clear()
 
     total = 0

@@ -69,6 +69,10 @@ def tiny(tmp_path_factory, smollm2):
 
 @pytest.fixture(scope="session")
 def preferences():
+    return some_preferences()
+
+
+def some_preferences():
     """A dozen preferences of unequal lengths, as `cita` records."""
     subjects = ("rain", "old trees", "night trains", "bread", "chess", "a borrowed book", "bees", "ferries", "maps", "the first frost", "soup", "tin roofs")
     return [

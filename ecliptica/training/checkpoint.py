@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import warnings
@@ -20,6 +21,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+
+from model.errors import InputError
 
 MANIFEST = "manifest.json"
 
@@ -40,22 +44,33 @@ class Checkpoints:
     def __init__(self, run_dir, keep, ranks, say):
         self.dir, self.keep, self.ranks, self.say, self.pending = Path(run_dir) / "checkpoints", keep, ranks, say, None
         self.group = None  # of the writes in the background: their collectives may not mix with the training's
+        self.broken = set()  # steps of those that `resume` passed over; the next good one replaces them
 
     def save(self, step, state, extra, background=False):
         """Write the state after `step` steps; extra: what else to keep, as JSON. background: return once it is copied to host memory."""
         self.finish()
+        self.check_finite(step, state["model"])
         part = self.dir / f".step-{step:06d}.part"
-        self.ranks.on_main(lambda: (shutil.rmtree(part, ignore_errors=True), part.mkdir(parents=True)))
         if background and self.ranks.world > 1 and self.group is None:
             self.group = dist.new_group(backend="gloo")
         with quiet():
             try:
+                self.ranks.on_main(lambda: (shutil.rmtree(part, ignore_errors=True), part.mkdir(parents=True)))
                 future = dcp.async_save(state, checkpoint_id=part, process_group=self.group) if background else dcp.save(state, checkpoint_id=part)
-            except (CheckpointException, OSError) as error:
+            except (CheckpointException, InputError, OSError) as error:
                 self._failed(part, error)
         self.pending = (step, part, extra, future if background else None)
         if not background:
             self.finish()
+
+    def check_finite(self, step, parameters):
+        """An update that overflowed is kept out of every file: the next loss would stop the run, but after the last good state was replaced."""
+        locals_ = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in parameters.items()}
+        found = [name for name, p in locals_.items() if not p.isfinite().all()]
+        said = [f"rank {rank}: {name}" for rank, name in enumerate(self.ranks.gather(found[0] if found else None)) if name]
+        if said:
+            raise self.ranks.agreed(f"{self.dir.parent}: the update of step {step - 1} made parameters that are not finite ({said[0]}); not saved; {self._last_good()}; "
+                                    "lower training.lr")
 
     def finish(self):
         """Wait for a write in the background, then make it count: hash every file, write the manifest, rename, drop the oldest."""
@@ -65,12 +80,12 @@ class Checkpoints:
         try:
             if future is not None:
                 future.result()
-        except (CheckpointException, OSError) as error:
+            files = sorted(self.ranks.on_main(lambda: [path.name for path in part.iterdir()]))
+            mine = self.ranks.together(lambda: {name: digest(part / name) for name in files[self.ranks.rank :: self.ranks.world]})
+            found = {name: entry for share in self.ranks.gather(mine) for name, entry in share.items()}
+            self.ranks.on_main(self._publish, step, part, extra | {"step": step, "ranks": self.ranks.world, "torch": torch.__version__, "files": found})
+        except (CheckpointException, InputError, OSError) as error:
             self._failed(part, error)
-        files = sorted(self.ranks.on_main(lambda: [path.name for path in part.iterdir()]))
-        mine = self.ranks.together(lambda: {name: digest(part / name) for name in files[self.ranks.rank :: self.ranks.world]})
-        found = {name: entry for share in self.ranks.gather(mine) for name, entry in share.items()}
-        self.ranks.on_main(self._publish, step, part, extra | {"step": step, "ranks": self.ranks.world, "torch": torch.__version__, "files": found})
 
     def ready(self):
         """Whether a write in the background is over on every rank. One small collective if there is one, none otherwise."""
@@ -79,25 +94,37 @@ class Checkpoints:
     def _publish(self, step, part, manifest):
         final = self.dir / f"step-{step:06d}"
         with open(part / MANIFEST, "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
+            json.dump(manifest | {"sha256": seal(manifest)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        if final.exists():  # one that was found broken, or of a longer run that was cut back
+        if final.exists():  # one that was found broken
             shutil.rmtree(final)
         part.rename(final)
         sync_directory(self.dir)
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.dir / f"step-{old:06d}")
+        self.broken.discard(step)
+        good = [old for old in self.steps() if old not in self.broken]
+        for old in {*good[: -self.keep], *self.broken}:
+            shutil.rmtree(self.dir / f"step-{old:06d}", ignore_errors=True)
+        self.broken.clear()
 
     def _failed(self, part, error):
         """A write that could not be finished leaves nothing behind, and what was good stays."""
         self.ranks.on_main(shutil.rmtree, part, True)
-        good = f"the last good one is step-{self.steps()[-1]:06d}" if self.steps() else "there is none before it"
-        raise self.ranks.agreed(f"{part.parent}: the checkpoint could not be written ({cause(error)}); {good}; make room and start the same command again") from error
+        raise self.ranks.agreed(f"{part.parent}: the checkpoint could not be written ({cause(error)}); {self._last_good()}; "
+                                "make room and start the same command again") from error
+
+    def _last_good(self):
+        good = [step for step in self.steps() if step not in self.broken]
+        return f"the last good one is step-{good[-1]:06d}" if good else "there is none before it"
 
     def steps(self):
         """Steps of the checkpoints in place, oldest first."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.dir.glob("step-*"))
+        return sorted(int(path.name[5:]) for path in self.dir.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name))
+
+    def clean(self):
+        """Take away what a cut write left behind. On one rank."""
+        for part in self.dir.glob(".step-*.part"):
+            shutil.rmtree(part)
 
     def resume(self, state):
         """Fill `state` from the newest whole checkpoint and return its manifest; None if there is no checkpoint at all.
@@ -105,11 +132,13 @@ class Checkpoints:
         A broken one is named and passed over. Raises InputError if there are some and none is whole.
         """
         broken = []
+        self.ranks.on_main(self.clean)
         for step in reversed(self.ranks.on_main(self.steps)):
             path = self.dir / f"step-{step:06d}"
-            problems = [words for words in self.ranks.gather(self._problem(path)) if words]
+            problems = [words for words in self.ranks.gather(self._problem(path, step)) if words]
             if problems:
                 broken.append(problems[0])
+                self.broken.add(step)
                 self.say(f"{problems[0]}: passed over")
                 continue
             with quiet():
@@ -118,17 +147,20 @@ class Checkpoints:
                 except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
                     raise self.ranks.agreed(f"{path}: does not fit this model ({cause(error)}); was the code or torch changed since? "
                                      f"choose another run.dir, or remove {self.dir} to start from step 0") from error
-            return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            return read_manifest(path)
         if broken:
             raise self.ranks.agreed(f"{broken[0]}; none of {len(broken)} checkpoints is whole: remove {self.dir} to start from step 0")
         return None
 
-    def _problem(self, path):
+    def _problem(self, path, step):
         """What is wrong with a checkpoint, in the share of its files that this rank reads; None if nothing is."""
         try:
-            files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return f"{path / MANIFEST}: missing or not readable"
+            manifest = read_manifest(path)
+        except (OSError, ValueError):
+            return f"{path / MANIFEST}: missing or not as it was written"
+        if manifest["step"] != step:
+            return f"{path}: is of step {manifest['step']}, whatever its name says"
+        files = manifest["files"]
         for name in sorted(files)[self.ranks.rank :: self.ranks.world]:
             try:
                 size, sha256 = digest(path / name)
@@ -137,6 +169,19 @@ class Checkpoints:
             if [size, sha256] != files[name]:
                 return f"{path / name}: " + ("cut short" if size < files[name][0] else "its bytes are not those that were written")
         return None
+
+
+def seal(manifest):
+    """SHA-256 of what a manifest says."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(path):
+    """The manifest of a checkpoint. Raises OSError or ValueError if it is not there, or not as it was written."""
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != seal(manifest):
+        raise ValueError("its seal is broken")
+    return manifest
 
 
 def digest(path):
@@ -175,11 +220,16 @@ def quiet():
         logger.setLevel(level)
 
 
-class Stop:
-    """SIGTERM and SIGINT become a wish that the loop reads after each step; a second SIGINT interrupts at once."""
+class Stopped(Exception):
+    """A signal ended the run at a point where there is nothing to save."""
 
-    def __init__(self):
-        self.name, self.before = None, {}
+
+class Stop:
+    """SIGTERM and SIGINT become a wish that the loop reads after each step. A second SIGINT interrupts a single process at once; under
+    torchrun a Ctrl-C arrives twice (from the terminal and from torchrun), and it is torchrun that ends who takes too long."""
+
+    def __init__(self, ranks):
+        self.ranks, self.name, self.interrupts, self.before = ranks, None, 0, {}
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -187,9 +237,15 @@ class Stop:
         return self
 
     def _take(self, number, frame):
-        if number == signal.SIGINT and self.name:
+        self.name = self.name or signal.Signals(number).name
+        self.interrupts += number == signal.SIGINT
+        if self.interrupts > 1 and self.ranks.world == 1:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+
+    def check(self):
+        """Between two pieces of the preparation. Collective; raises Stopped on every rank if any was asked to stop."""
+        if self.ranks.reduce([bool(self.name)], "max") != [0]:
+            raise Stopped
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

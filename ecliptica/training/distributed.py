@@ -1,7 +1,10 @@
 """Many processes as torchrun starts them: who is who, what they agree on, and how the model is sharded (FSDP2)."""
 
+import ctypes
 import os
 import re
+import signal
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from model.errors import InputError
 
 TIMEOUT = timedelta(minutes=30)  # a collective that nobody completes ends the run; the watch names the rank long before
+STORE_TIMEOUT = timedelta(seconds=60)
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE)
 
 
@@ -86,6 +90,7 @@ def joined():
     if world == 1:
         yield ALONE
         return
+    end_with_torchrun()
     local = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
@@ -94,6 +99,19 @@ def joined():
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     yield Ranks(int(os.environ["RANK"]), world, local)
     dist.destroy_process_group()  # not after an error: that would wait for ranks that may be gone
+
+
+def end_with_torchrun():
+    """torchrun starts its processes in sessions of their own: a kill -9 that takes torchrun would leave them training, and the run
+    directory in use. Linux ends them with it; who starts after torchrun has gone finds its store gone, and ends too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        try:
+            dist.TCPStore(address, int(port), is_master=False, timeout=STORE_TIMEOUT)
+        except dist.DistError as error:
+            raise InputError(f"torchrun's store at {address}:{port} does not answer: torchrun has ended, or the network between the machines is closed") from error
 
 
 def mesh(ranks, replicas, device):

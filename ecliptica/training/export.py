@@ -8,6 +8,7 @@ import torch
 
 from ecliptica.data.templates import as_text, render_context
 from ecliptica.training.distributed import ALONE
+from model.errors import InputError
 from model.lora import lora_layers, lora_parameters, save_adapter
 from model.weights import copy_tokenizer, replaced_directory, save_tensors, whole
 
@@ -47,10 +48,17 @@ def export(model, run_dir, config, made, ranks=ALONE):
                 save_tensors(pieces, out, config.model.path, getattr(torch, config.model.dtype))
             (out / RECORD).write_text(json.dumps(made, indent=2) + "\n")
 
+    def write_or_say():
+        try:
+            write()
+        except OSError as error:
+            raise InputError(f"{run_dir / 'final'}: the export could not be written ({error.strerror}); the checkpoints are kept: "
+                             "make room and start the same command again") from error
+
     def take_part():
         try:
             if ranks.main:
-                write()
+                write_or_say()
         finally:
             for _ in pieces:  # the others' gathers, and rank 0's own if its write failed
                 pass

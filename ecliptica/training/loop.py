@@ -11,7 +11,7 @@ from ecliptica.data.loader import Batches, load_examples, micro_batches
 from ecliptica.data.templates import TEMPLATES, encode_pieces, get_template, render_context, stop_ids
 from ecliptica.training import export, hardware, reference, schedules
 from ecliptica.training.cache import Cache
-from ecliptica.training.checkpoint import Checkpoints, Stop, state_of
+from ecliptica.training.checkpoint import Checkpoints, Stop, Stopped, state_of
 from ecliptica.training.distributed import ALONE, is_lost, settle
 from ecliptica.training.metrics import Log, shown
 from ecliptica.training.rundir import RunDir
@@ -29,7 +29,7 @@ def train(config, ranks=ALONE):
     signal stopped the run, its state saved. Raises InputError for what the user can mend. Collective: every rank calls it."""
     run = RunDir(config)
     ranks.together(ready, config)
-    with Stop() as stop, Watch(ranks, config.training.stall_seconds) as watch:
+    with Stop(ranks) as stop, Watch(ranks, config.training.stall_seconds) as watch:
         try:
             ranks.on_main(run.claim)
             if ranks.on_main(lambda: run.complete):
@@ -37,12 +37,18 @@ def train(config, ranks=ALONE):
                     print(f"{run.path}: this run is complete; its export is {run.path / 'final'}")
                 return run.path / "final"
             return run_steps(config, run, ranks, stop, watch)
+        except Stopped:
+            if ranks.main:
+                print(f"{run.path}: stopped by {stop.name or 'a signal'} before its next step; the same command goes on")
+            return None
         except RuntimeError as error:
             if ranks.world == 1 or not is_lost(error):
                 raise
-            gone = watch.lost()
-            told = InputError(f"{watch.place[1]}: rank {', '.join(map(str, gone)) or 'unknown'} went away; all stop; start the same command again to go on")
-            told.elsewhere = ranks.rank != min(set(range(ranks.world)) - set(gone))
+            gone, mine = watch.lost()
+            if not gone:
+                raise
+            told = InputError(f"{watch.place[1]}: rank {', '.join(map(str, gone))} went away; all stop; start the same command again to go on")
+            told.elsewhere = not mine
             raise told from error
         finally:
             run.release()
@@ -76,6 +82,7 @@ def run_steps(config, run, ranks, stop, watch):
     try:
         for line in lines:
             log.say(line)
+        stop.check()
         model = reference.starting_model(config, device, ranks, trained=True).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay, fused=torch.device(device).type == "cuda" or None)
@@ -85,7 +92,8 @@ def run_steps(config, run, ranks, stop, watch):
             log.say("ABLATION: the KL of this run is lifted or is not a KL; every output says so")
         frozen = None
         if objective.needs_reference(config.objective):
-            frozen = reference.build(config, model, device, ranks, batches, held_out, log.say)
+            stop.check()
+            frozen = reference.build(config, model, device, ranks, batches, held_out, log.say, stop.check)
         checkpoints = Checkpoints(run.path, options.keep_checkpoints, ranks, log.say)
         state = state_of(model, optimizer)
         found = checkpoints.resume(state) or {"step": 0, "first": {}}
@@ -96,6 +104,7 @@ def run_steps(config, run, ranks, stop, watch):
             log.say(f"{run.path}: resumed after step {start} of {batches.steps}")
         runs_forward = frozen is not None and not isinstance(frozen, Cache)
         hardware.forget_peak(device)
+        stop.check()
         for step in range(start, batches.steps):
             began = time.perf_counter()
             watch.at(step, "data")
@@ -105,12 +114,14 @@ def run_steps(config, run, ranks, stop, watch):
             for group in optimizer.param_groups:
                 group["lr"] = lr
             torch.manual_seed((options.seed * 1_000_003 + step) * 65_536 + ranks.rank)  # dropout, the only thing drawn in a step
-            check = step_zero_check(config, frozen) if step == 0 else None
+            check = step_zero_check(config, frozen, packed) if step == 0 else None
             watch.at(step, "forward, backward and update")
             try:
                 metrics = optimizer_step(model, frozen, objective, config.objective, packed, lam, optimizer, options.clip_norm, check, ranks)
-            except InputError as error:
-                raise ranks.agreed(f"{run.path}: step {step}: {error}") from error
+            except InputError as error:  # every rank's, or this one's alone, which then says it itself
+                told = InputError(f"{run.path}: step {step}: {error}")
+                told.elsewhere = error.elsewhere
+                raise told from error
             stopped, waited, peak = ranks.reduce([bool(stop.name), waited, hardware.peak_memory(device)], "max")
             log.step(step, metrics | {"lr": lr, "kl_weight": lam, "data_seconds": waited, "peak_memory_gib": peak / 2**30,
                                       "mfu": hardware.mfu(model, packed, metrics["step_seconds"], not config.lora.rank, runs_forward, device)})
@@ -127,7 +138,7 @@ def run_steps(config, run, ranks, stop, watch):
                 settle(model)
             if checkpoints.ready():
                 checkpoints.finish()
-            if stopped or (options.checkpoint_every and (step + 1) % options.checkpoint_every == 0):
+            if stopped or due_after(step, options.checkpoint_every, batches.steps):
                 watch.at(step, "checkpoint")
                 checkpoints.save(step + 1, state_of(model, optimizer), {"first": log.first}, background=torch.device(device).type == "cuda" and not stopped)
             if stopped:
@@ -135,6 +146,8 @@ def run_steps(config, run, ranks, stop, watch):
                     print(f"{run.path}: stopped by {stop.name or 'a signal'} after step {step + 1} of {batches.steps}, saved; the same command goes on")
                 return None
         checkpoints.finish()
+        checkpoints.check_finite(batches.steps, state_of(model, optimizer)["model"])
+        watch.at(batches.steps, "export")
         out = export.export(model, run.path, config, export.record(config, template, batches.steps), ranks)
     finally:
         log.close()
@@ -143,22 +156,34 @@ def run_steps(config, run, ranks, stop, watch):
     return out
 
 
-def step_zero_check(config, frozen):
-    """Before the first update policy and reference are the same function: KL = 0, and DPO's loss = ln 2. Anything else is a bug."""
+def step_zero_check(config, frozen, packed):
+    """Before the first update policy and reference are the same function: KL = 0, and DPO's loss = ln 2. Anything else is a bug.
+
+    A cache was made in other packings, and half precision rounds differently there: up to 0.01 nats a token are let pass.
+    """
+    near_kl = near_loss = 1e-4
+    if isinstance(frozen, Cache) and config.model.dtype == "bfloat16":
+        near_kl, near_loss = 0.01 * max(batch.rows_R.numel() for batch in packed), 0.2
 
     def check(metrics):
         if frozen is None or config.lora.dropout > 0:
             return
-        if abs(metrics.get("kl", 0.0)) > 1e-4:
+        if abs(metrics.get("kl", 0.0)) > near_kl:
             raise RuntimeError(f"step 0: KL to the reference is {metrics['kl']}, not 0: the reference is not the model that training starts from")
-        if config.objective.name == "dpo" and not config.objective.reference_free and abs(metrics["loss"] - math.log(2)) > 1e-4:
+        if config.objective.name == "dpo" and not config.objective.reference_free and abs(metrics["loss"] - math.log(2)) > near_loss:
             raise RuntimeError(f"step 0: the dpo loss is {metrics['loss']}, not ln 2 = {math.log(2):.6f}")
 
     return check
 
 
 def due(step, every, steps):
+    """Whether something that is looked at every so often is looked at in this step: the first and the last included."""
     return every > 0 and (step % every == 0 or step == steps - 1)
+
+
+def due_after(step, every, steps):
+    """Whether a checkpoint follows this step; the last one's keeps the work if the export fails."""
+    return every > 0 and ((step + 1) % every == 0 or step == steps - 1)
 
 
 def sample(model, tokenizer, template, config, head, log, ranks):

@@ -19,9 +19,12 @@ def shown(metrics):
 
 
 def append(path, record):
-    """One line at the end of a JSONL file, on disk before this returns."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    """One line at the end of a JSONL file, given to the system before this returns: a killed process loses none. OSError names the file."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; make room and start the same command again", str(path)) from error
 
 
 class Log:

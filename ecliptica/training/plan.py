@@ -24,6 +24,7 @@ SHAPES = {  # for planning before the weights are there
     "llama3-70b": LlamaConfig(8192, 28672, 80, 64, 8, 128, 128256, 8192, 1e-5, 500000.0, None, False),
 }
 CONTEXT = 1.5  # GiB that a CUDA context, cuBLAS and NCCL take beside the tensors: an assumption
+SLACK = 0.4  # of the activations: what a CPU process holds beyond live tensors, lost between the blocks of glibc's heap; measured (docs/distributed.md)
 FILL = 0.92  # of the memory that tensors may fill: what remains is lost between the allocator's blocks
 GIB = 2**30
 
@@ -32,7 +33,7 @@ GIB = 2**30
 class Plan:
     items: dict  # {what: bytes}, per GPU
     memory: float  # bytes that tensors may fill on one; None for a CPU
-    seconds: float | None  # per step: compute, None for a CPU
+    seconds: float | None  # per step: products; None for a CPU
     communication: float | None  # seconds per step
     sent: float  # bytes per GPU and step
     disk: dict  # {what: bytes}
@@ -59,10 +60,15 @@ def report(config):
         lines += ["", f"{plan.total / GIB:.1f} of {gpu.memory_gib:g} GiB: " + ("fits" if plan.fits else "DOES NOT FIT")
                   + f" ({plan.memory / GIB:.1f} GiB can be filled)"]
     lines += ["", *table("on disk, all ranks", plan.disk, None), ""]
+    idle = p.gpus - config.training.batch_preferences
+    if idle > 0:
+        lines += [f"note: training.batch_preferences={config.training.batch_preferences} leaves {idle} of {p.gpus} GPUs without a preference of their own in each step"]
     if plan.seconds is not None:
         longest = max(plan.seconds, plan.communication)
         lines.append(f"time: {plan.seconds:.2f} s a step of products at {p.mfu:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s (assumed), {plan.communication:.2f} s for "
                      f"{plan.sent / GIB:.1f} GiB sent and received by each GPU; overlapped: {longest:.2f} s a step, {steps * longest / 3600:.2f} h for {steps} steps")
+        if plan.communication > plan.seconds and p.gpus > p.gpus_per_node and not p.gpus % p.gpus_per_node:
+            lines.append(f"note: the network decides; training.replicas={p.gpus // p.gpus_per_node} would shard within a machine of {p.gpus_per_node} only, and send gradients alone between machines")
     if not plan.fits:
         lines += ["", *ways_out(config, gpu, shape, share, steps)]
     return "\n".join(lines)
@@ -95,7 +101,9 @@ def model_shape(config):
 def data(config, shape):
     """(the examples of the largest micro-batch of a rank, steps, where they are from)."""
     options, gpus = config.training, config.plan.gpus
-    if Path(config.data.train).exists() and (Path(config.model.path) / "config.json").exists() and not config.plan.tokens:
+    model = Path(config.model.path)
+    at_hand = (model / "config.json").exists() and any((model / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+    if at_hand and not config.plan.tokens and (config.data.format == "isd" or Path(config.data.train).is_file()):
         _, _, examples, held_out, _ = load_data(config, objectives.get(config.objective).RESPONSES)
         batches = Batches(examples, options)
         micro = [[e for e in part] for number in range(min(batches.steps, batches.per_epoch)) for part in groups(batches.chosen(number), options, gpus)]
@@ -110,7 +118,12 @@ def data(config, shape):
     examples = [Encoded(str(n), (1,) * context, ((1,) * response,) * responses) for n in range(count)]
     share, steps = Share(examples, None, []), options.max_steps or 1000
     return share, steps, (f"data: none at hand; a micro-batch of {count} preferences with {context} tokens of context and {responses} x {response} of response: "
-                          f"{share.tokens:,} tokens" + ("" if options.max_steps else "; steps: 1000 assumed"))
+                          f"{share.tokens:,} tokens; {'' if options.max_steps else '1000 steps assumed, '}{preferences(options, steps):,} different preferences")
+
+
+def preferences(options, steps):
+    """How many different ones so many steps see, where there is no data to count: each comes once an epoch."""
+    return -(-options.batch_preferences * steps // options.epochs)
 
 
 @dataclass(frozen=True)
@@ -137,8 +150,11 @@ def groups(chosen, options, gpus):
         yield from filter(None, (mine[len(mine) * n // parts : len(mine) * (n + 1) // parts] for n in range(parts)))
 
 
-def make(config, gpu, shape, share, steps):
-    """The Plan of one configuration."""
+ACTIVATIONS = "activations and the head's workspace"
+
+
+def make(config, gpu, shape, share, steps, held=None):
+    """The Plan of one configuration. held: its activations in bytes, if they are known."""
     options, p = config.training, config.plan
     full, dtype = not config.lora.rank, getattr(torch, config.model.dtype)
     n = dryrun.counts(shape, config)
@@ -148,8 +164,10 @@ def make(config, gpu, shape, share, steps):
     parts = -(-(-(-options.batch_preferences // p.gpus)) // options.micro_preferences)
     chosen, cached = "none", 0
     if objectives.get(config.objective).needs_reference(config.objective):
-        examples = cache.unique([*share.batches.used(), *share.held_out]) if share.batches else share.examples * (options.batch_preferences * steps // max(1, len(share.examples)))
-        cached = cache.size(examples, shape.hidden_size, dtype)[1]
+        if share.batches:
+            cached = cache.size(cache.unique([*share.batches.used(), *share.held_out]), shape.hidden_size, dtype)[1]
+        else:
+            cached = cache.size(share.examples[:1], shape.hidden_size, dtype)[1] * preferences(options, steps)
         chosen = kind(config, share.batches.per_epoch if share.batches else steps, steps, cached)
     stored = frozen * 4 if full else frozen * width + n["lora"] * 4
     items = {f"parameters, 1/{shards}" if shards > 1 else "parameters": stored / shards, "optimizer (two float32 moments)": 8 * trained / shards}
@@ -163,22 +181,25 @@ def make(config, gpu, shape, share, steps):
     if shards > 1:
         items["gathered: norm and head, three blocks"] = n["root"] * width * (2 if chosen == "model" else 1) + 3 * block
         items["reduce-scatter of a block (float32)"] = 4 * (n["block"] if full else n["lora_block"])
-    items["activations and the head's workspace"] = dryrun.peak(
+    items[ACTIVATIONS] = held if held is not None else dryrun.peak(
         shape, config, share.examples, chosen, gpu is None, keep_gradients=parts == 1 and shards == 1, sharded=shards > 1)
+    if gpu is None:
+        items["lost between the allocator's blocks (measured)"] = SLACK * items[ACTIVATIONS]
     items["interpreter and libraries, as now" if gpu is None else "CUDA context (assumed)"] = resident() if gpu is None else CONTEXT * GIB
     disk = {"checkpoint (x training.keep_checkpoints)": 12 * trained}
-    if cached and chosen == "cache":
-        disk["reference cache"] = cached
+    if cached:
+        disk["reference cache" + ("" if chosen == "cache" else f" (training.reference=cache; now {chosen})")] = cached
     seconds = communication = None
     forwards = 2 if chosen in ("adapter-off", "model") else 1
     sent = parts * (shards - 1) / shards * ((forwards + 1) * (frozen * width + n["lora"] * 4) + 4 * trained) if shards > 1 else 0.0
+    between = parts * 2 * (options.replicas - 1) / options.replicas * 4 * trained / shards  # HSDP: the all-reduce of the gradient's shard
     if gpu:
         again = {"off": 0.0, "selective": 0.1, "full": 1.0}[options.activation_checkpointing]
         flops = parts * step_flops(shape, share.tokens, share.rows, full, forwards - 1 + again)
         seconds = flops / (p.mfu * gpu.flops)
-        communication = sent / (gpu.link if shards <= p.gpus_per_node else gpu.network)
+        communication = sent / (gpu.link if shards <= p.gpus_per_node else gpu.network) + between / (gpu.link if p.gpus <= p.gpus_per_node else gpu.network)
     memory = FILL * gpu.memory_gib * GIB if gpu else None
-    return Plan(items, memory, seconds, communication, sent, disk)
+    return Plan(items, memory, seconds, communication, sent + between, disk)
 
 
 def resident():
@@ -188,7 +209,7 @@ def resident():
 
 
 def ways_out(config, gpu, shape, share, steps):
-    """What to change: each single change, and the memory it leads to; then all of the cheap ones together."""
+    """What to change: each single change and the memory it leads to, the cheap ones together, and how many GPUs are enough."""
     options = config.training
     changes = {}
     if options.activation_checkpointing != "full":
@@ -197,15 +218,29 @@ def ways_out(config, gpu, shape, share, steps):
         changes["training.micro_preferences=1"] = replace(config, training=replace(options, micro_preferences=1))
     if options.reference == "model":
         changes["training.reference=cache"] = replace(config, training=replace(options, reference="cache"))
-    if config.lora.rank == 0:
-        changes["lora.rank=16"] = replace(config, lora=replace(config.lora, rank=16), training=replace(options, reference="auto"))
     if options.replicas > 1:
         changes["training.replicas=1"] = replace(config, training=replace(options, replicas=1))
-    for more in (2, 4, 8):
-        changes[f"plan.gpus={more * config.plan.gpus}"] = replace(config, plan=replace(config.plan, gpus=more * config.plan.gpus))
-    lines, width = ["what to change:"], max(map(len, changes))
+    least = replace(config, training=replace(options, activation_checkpointing="full", micro_preferences=1))
+    if len(changes) > 1 and least.training != options:
+        changes["both"] = least
+    if config.lora.rank == 0:
+        changes["lora.rank=16"] = replace(config, lora=replace(config.lora, rank=16), training=replace(options, reference="auto"))
+    lines = ["what to change:"]
+
+    def tried(what, changed, held=None):
+        examples = share.examples[:1] if changed.training.micro_preferences == 1 else share.examples
+        found = make(changed, gpu, shape, replace(share, examples=examples), steps, held)
+        lines.append(f"  {what:<40}  {found.total / GIB:8.1f} GiB a GPU  {'fits' if found.fits else 'does not fit'}")
+        return found
+
     for what, changed in changes.items():
-        smaller = replace(share, examples=share.examples[:1]) if "micro" in what else share
-        found = make(changed, gpu, shape, smaller, steps)
-        lines.append(f"  {what:<{width}}  {found.total / GIB:8.1f} GiB  {'fits' if found.fits else 'does not fit'}")
+        tried(what, changed)
+    if least.training != options:
+        lines.append("with training.activation_checkpointing=full training.micro_preferences=1, on more GPUs:")
+    found = None
+    for doubled in range(1, 11):  # to the first number of GPUs that is enough
+        gpus = config.plan.gpus << doubled
+        found = tried(f"plan.gpus={gpus}", replace(least, plan=replace(config.plan, gpus=gpus)), found and found.items[ACTIVATIONS])
+        if found.fits:
+            break
     return lines

@@ -55,8 +55,9 @@ def kind(config, steps_per_epoch, steps, cache_bytes):
     return "adapter-off" if config.lora.rank else "model"
 
 
-def build(config, model, device, ranks, batches, held_out, say):
-    """The reference function of policy.score: adapters off, a second copy of the starting model, or hidden states on disk."""
+def build(config, model, device, ranks, batches, held_out, say, pause=lambda: None):
+    """The reference function of policy.score: adapters off, a second copy of the starting model, or hidden states on disk.
+    pause(): called by all ranks between two parts of the cache; it may raise."""
     examples = cache.unique([*batches.used(), *held_out])
     chosen = kind(config, batches.per_epoch, batches.steps, cache.size(examples, model.config.hidden_size, model.dtype)[1])
     if chosen == "adapter-off":
@@ -66,7 +67,7 @@ def build(config, model, device, ranks, batches, held_out, say):
     directories = [config.model.path, *filter(None, [config.model.adapter])]
     key = cache.cache_key(cache.weights_digest(directories, ranks), model.dtype, examples)
     where = config.training.cache_dir or Path(config.run.dir) / "cache"
-    path, parts = cache.build(model, examples, where, key, config.training.micro_preferences, device, ranks, say)
+    path, parts = cache.build(model, examples, where, key, config.training.micro_preferences, device, ranks, say, pause)
     head_VD = None
     if not config.lora.rank:
         name = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"

@@ -1,16 +1,20 @@
 """Whose a run directory is: one config, one run at a time, and lines that a resumed run will write again taken back."""
 
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import socket
 import tomllib
 from pathlib import Path
 
 from ecliptica.config import as_toml
+from model.config import read_json
 from model.errors import InputError
 from model.weights import replace_text
 
+INPUTS = "inputs.json"
 JOURNALS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
 
 
@@ -19,6 +23,9 @@ class RunDir:
 
     def __init__(self, config):
         self.path, self.text, self.lock = Path(config.run.dir), as_toml(config), None
+        directories = [Path(name) for name in (config.model.path, config.model.adapter) if name]
+        models = sorted(path for directory in directories for path in directory.glob("*") if path.suffix in (".safetensors", ".json", ".model"))
+        self.inputs = [Path(name) for name in (config.data.train, config.data.eval) if name] + models
 
     @property
     def complete(self):
@@ -29,15 +36,28 @@ class RunDir:
         stored = self.path / "config.toml"
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run.dir: {self.path} is a file; expected a directory")
-        strangers = [p.name for p in self.path.iterdir() if p.name != "lock"] if self.path.exists() else []
+        strangers = [p.name for p in self.path.iterdir() if p.name != "lock" and not is_rest(p)] if self.path.exists() else []
         if strangers and not stored.exists():
             raise InputError(f"run.dir: {self.path} is not empty and holds no run (no config.toml); choose another run.dir")
         if strangers and stored.read_text(encoding="utf-8") != self.text:
             raise InputError(f"run.dir: {self.path} holds a run of another config ({self._difference(stored)}); choose another run.dir or move it away")
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
+        for rest in filter(is_rest, list(self.path.iterdir())):
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         if not stored.exists():
             replace_text(stored, self.text)
+        self._same_inputs()
+
+    def _same_inputs(self):
+        """What the run reads is what it began with: a resumed run on other data or weights would be neither run."""
+        stored, now = self.path / INPUTS, {str(path): fingerprint(path) for path in self.inputs if path.is_file()}
+        if not stored.exists():
+            replace_text(stored, json.dumps(now, indent=1) + "\n")
+        before = read_json(stored)
+        changed = [path for path in now if before.get(path, now[path]) != now[path]]
+        if changed:
+            raise InputError(f"run.dir: {self.path} began with another {changed[0]} (its bytes changed since); put the file back, or choose another run.dir")
 
     def _take_lock(self):
         lock = open(self.path / "lock", "a+", encoding="utf-8")
@@ -78,8 +98,24 @@ class RunDir:
                 replace_text(path, "".join(f"{line}\n" for line in lines if _step(line) < step))
 
 
+def is_rest(path):
+    """What a killed process may leave of a file or directory that it was about to put in place."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def fingerprint(path):
+    """[bytes, SHA-256]: of all of a file up to 64 MiB, of 64 pieces spread over a larger one, which tells other weights but not every flipped bit."""
+    size, whole = path.stat().st_size, 64 << 20
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in range(64):
+            file.seek(piece << 20 if size <= whole else (size - (1 << 14)) * piece // 63)
+            sha256.update(file.read(1 << 20 if size <= whole else 1 << 14))
+    return [size, sha256.hexdigest()]
+
+
 def _step(line):
     try:
         return json.loads(line)["step"]
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")

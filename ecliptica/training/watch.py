@@ -65,14 +65,19 @@ class Watch:
         return rank
 
     def lost(self):
-        """Called when a collective failed: [ranks that give no sign of life any more], after 3 beats."""
+        """Called when a collective failed: (ranks that give no sign of life any more, whether this rank is the one to say so). Takes 3
+        beats. The first rank to find out decides, since who has found out goes away too. No ranks: they are all there."""
         try:
             before = self._beats()
             time.sleep(3 * BEAT)
             now = self._beats()
+            gone = [rank for rank in range(self.ranks.world) if rank != self.ranks.rank and before.get(rank) == now.get(rank)]
+            if not gone:
+                return [], True
+            by, gone = json.loads(self.store.compare_set("gone", "", json.dumps([self.ranks.rank, gone])))
         except RuntimeError:
-            return [0]  # whoever holds the store
-        return [rank for rank in range(self.ranks.world) if rank != self.ranks.rank and before.get(rank) == now.get(rank)]
+            return [0], True  # the store is on rank 0's machine
+        return gone, by == self.ranks.rank
 
     def _beats(self):
         names = [f"{rank}" for rank in range(self.ranks.world)]
