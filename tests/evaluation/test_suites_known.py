@@ -193,7 +193,7 @@ def test_honesty(tmp_path, monkeypatch):
 def test_shift_ratio(move, want, place, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(Subject, "switched", lambda self: nullcontext("a system"))
-    monkeypatch.setattr(shift, "jsd", lambda system, prompt, a, b, response: asked.append((prompt, a, b, response)) or move(a, b))
+    monkeypatch.setattr(shift, "measure", lambda system, prompt, a, b, response: asked.append((prompt, a, b, response)) or move(a, b))
     results = run(place, "shift", tmp_path, None, monkeypatch, "--pairs", "2")
     assert values(results)["ratio"] == (want if want is None else pytest.approx(want)) and results["metrics"]["ratio"]["chance"] == 1
     assert len(asked) == len(set(asked)) and {a[3:5] != b[3:5] for _, a, b, _ in asked} == {True, False}
@@ -240,12 +240,12 @@ def test_jsd_against_a_dense_float64_oracle(tiny, monkeypatch):
     p, q = (distributions(system, context_ids(system, prompt, text), response_ids(system, answer)).exp() for text in texts)
     m = (p + q) / 2
     want = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean() / 2
-    got = shift.jsd(system, prompt, *texts, answer)
+    got = shift.measure(system, prompt, *texts, answer)
     assert got == pytest.approx(want.item(), rel=1e-4) and 0 < got < math.log(2)
-    assert shift.jsd(system, prompt, texts[0], texts[0], answer) < 1e-9
+    assert shift.measure(system, prompt, texts[0], texts[0], answer) < 1e-9
     small = SimpleNamespace(model=system.model, tokenizer=system.tokenizer, template=system.template, window=12)
     with pytest.raises(Exception, match="the model's window is 12: shorten it"):
-        shift.jsd(small, prompt, *texts, answer)
+        shift.measure(small, prompt, *texts, answer)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,8 @@ def run(args):
     if len(subjects) > 1:
         derived["kl"] = ("KL to the base model (nats a token)", 0.0, np.divide, over_tokens("kl"))
     compare.write(args, compare.report("capability", args, {"nats": ("negative log-prob (nats a token, mean of texts)", None)}, found, len(items), "texts",
-                                       derived=derived, headline="perplexity", made=compare.made(subjects, args)))
+                                       derived=derived, headline="perplexity",
+                                       perplexity={label: float(np.exp(sum(of["nats"]) / sum(of["tokens"]))) for label, of in totals.items()}, made=compare.made(subjects, args)))
 
 
 def kl_sums(subject, control, args, cells):

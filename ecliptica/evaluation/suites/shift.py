@@ -42,7 +42,7 @@ def run(args):
     for subject in subjects:
         with subject.switched() as system:
             kept = Measures(compare.samples_path(args), subject.key, subject.label, "jsd", system)
-            kept.ask({digest(*question): (names, question) for by_name in asked for of in by_name.values() for names, question in of}, lambda question: jsd(system, *question))
+            kept.ask({digest(*question): (names, question) for by_name in asked for of in by_name.values() for names, question in of}, lambda question: measure(system, *question))
         found[subject.label] = {name: [compare.mean([kept[digest(*question)] for _, question in by_name[name]]) for by_name in asked] for name in METRICS}
     ratio = {"ratio": ("distribution shift: instructions over wordings", 1.0, np.divide, {label: [values["instructions"], values["wordings"]] for label, values in found.items()})}
     notes = [f"\n{label}: between instructions {distribution_shift.share(compare.mean(values['instructions'])):.4f} of ln 2, the most there can be; "
@@ -66,14 +66,19 @@ def digest(*texts):
     return hashlib.sha256(json.dumps(["jsd", *texts]).encode()).hexdigest()[:24]
 
 
-@torch.no_grad()
-def jsd(system, prompt, first, second, response):
-    """Mean over the response's positions of the JSD between the distributions under two instructions, nats. Logits in float32, ROWS positions at a time."""
+def measure(system, prompt, first, second, response):
+    """jsd between two instructions, given as texts."""
     contexts, answer = [context_ids(system, prompt, text) for text in (first, second)], response_ids(system, response)
     for context in contexts:
         check_fits(system, repr(prompt), context, [answer])
-    batch = pack([Encoded("", tuple(context), (tuple(answer),), (0.0,)) for context in contexts]).to(system.model.head_weight_VD.device)
+    return jsd(system, contexts, answer)
+
+
+@torch.no_grad()
+def jsd(system, contexts, response):
+    """Mean over the response's positions of the JSD between the distributions under two contexts, nats. Logits in float32, ROWS positions at a time."""
+    batch = pack([Encoded("", tuple(context), (tuple(response),), (0.0,)) for context in contexts]).to(system.model.head_weight_VD.device)
     rows_RD, head_VD = hidden(system.model, batch)[batch.rows_R].float(), system.model.head_weight_VD.to(system.model.dtype).float()
-    first_RD, second_RD = rows_RD.split(len(answer))
+    first_RD, second_RD = rows_RD.split(len(response))
     parts = [distribution_shift.token_jsd(a @ head_VD.T, b @ head_VD.T) for a, b in zip(first_RD.split(ROWS), second_RD.split(ROWS))]
     return float(torch.cat(parts).mean())
