@@ -24,7 +24,7 @@ SHAPES = {  # for planning before the weights are there
     "llama3-70b": LlamaConfig(8192, 28672, 80, 64, 8, 128, 128256, 8192, 1e-5, 500000.0, None, False),
 }
 CONTEXT = 1.5  # GiB that a CUDA context, cuBLAS and NCCL take beside the tensors: an assumption
-SLACK = 0.4  # of the activations: what a CPU process holds beyond live tensors, lost between the blocks of glibc's heap; measured (docs/distributed.md)
+SLACK = 0.3  # of the activations: what a CPU process holds beyond live tensors, lost between the blocks of glibc's heap; measured (docs/distributed.md)
 FILL = 0.92  # of the memory that tensors may fill: what remains is lost between the allocator's blocks
 GIB = 2**30
 
@@ -184,6 +184,8 @@ def make(config, gpu, shape, share, steps, held=None):
     items[ACTIVATIONS] = held if held is not None else dryrun.peak(
         shape, config, share.examples, chosen, gpu is None, keep_gradients=parts == 1 and shards == 1, sharded=shards > 1)
     if gpu is None:
+        kept = 4 * trained if parts == 1 and shards == 1 else 0  # the gradients are among the activations
+        items[ACTIVATIONS] = max(items[ACTIVATIONS], kept + 8 * (n["root"] if full else 0))  # AdamW's two temporaries of the largest tensor; fused on CUDA
         items["lost between the allocator's blocks (measured)"] = SLACK * items[ACTIVATIONS]
     items["interpreter and libraries, as now" if gpu is None else "CUDA context (assumed)"] = resident() if gpu is None else CONTEXT * GIB
     disk = {"checkpoint (x training.keep_checkpoints)": 12 * trained}

@@ -87,7 +87,7 @@ print(json.dumps([found / 2**30, max(json.loads(line)["peak_memory_gib"] for lin
 @pytest.fixture(scope="module")
 def middling(tmp_path_factory, smollm2):
     """Large enough for its tensors to outweigh the interpreter."""
-    return write_tiny(tmp_path_factory.mktemp("middling") / "model", smollm2, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8, head_dim=64)
+    return write_tiny(tmp_path_factory.mktemp("middling") / "model", smollm2, hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, head_dim=64)
 
 
 @pytest.mark.parametrize("overrides", [
