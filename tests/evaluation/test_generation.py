@@ -13,7 +13,7 @@ import pytest
 import eval as evaluate
 from ecliptica.config import load
 from ecliptica.evaluation import generations, systems
-from ecliptica.evaluation.metrics import generation_fidelity, length_contract
+from ecliptica.evaluation.metrics import generation_fidelity
 from ecliptica.evaluation.suites.fidelity import Judge
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, Entry, load_bank, load_instructions
 from ecliptica.training import loop
@@ -137,11 +137,17 @@ def test_a_text_does_not_depend_on_what_else_is_asked_or_there(sampling, place, 
 
 
 def test_what_is_missing_is_made_in_the_batch_of_its_group(place, tiny, tmp_path, monkeypatch):
-    seen, real = [], generations.generate
-    monkeypatch.setattr(generations, "generate", lambda model, prompts, *rest, **more: (seen.append(tuple(map(tuple, prompts))), real(model, prompts, *rest, **more))[1])
+    seen, seeds, real = [], [], generations.generate
+
+    def watched(model, prompts, *rest, **more):
+        seen.append(tuple(map(tuple, prompts)))
+        seeds.extend(more["seeds"])
+        return real(model, prompts, *rest, **more)
+
+    monkeypatch.setattr(generations, "generate", watched)
     out = tmp_path / "o.jsonl"
     want, first = made(place, tiny, out, "--limit", "3"), list(seen)
-    assert len(first) == 3 and all(len(batch) == 3 for batch in first)
+    assert len(first) == 3 and all(len(batch) == 3 for batch in first) and len(set(seeds)) == 9
     write_jsonl(out, [line for n, line in enumerate(want) if n not in (1, 5)])
     seen.clear()
     assert texts(made(place, tiny, out, "--limit", "3")) == texts(want) and seen == first[:2]
@@ -243,8 +249,8 @@ def test_fidelity_of_a_wrong_way_switcher_is_below_chance():
 
 
 def test_a_prompt_without_references_is_not_told_by_the_length_of_its_document():
-    retrieval = generation_fidelity.Retrieval({"a": ("rain", ["rain and bread and soup"] * 5), "b": ("bread", []), "c": ("soup", [])})
-    assert [retrieval.share("bread", own, others) for own, others in (("b", ("a", "c")), ("a", ("b", "c")))] == [1, 0]
+    retrieval = generation_fidelity.Retrieval({"a": ("rain", ["bread soup"] * 5), "b": ("bread", []), "c": ("soup", [])})
+    assert [retrieval.share("bread, soup", own, others) for own, others in (("b", ("a", "c")), ("a", ("b", "c")))] == [0.5, 0]
     bank = [Entry(f"{n}", "p", "ab"[n % 2], "test" if n < 12 else "train", {"x": "y"} if n % 3 == 0 else {}) for n in range(40)]
     assert all(int(id) % 2 == 0 for id in generation_fidelity.candidates(bank[0], bank)) and generation_fidelity.candidates(bank[0], bank)[:2] == ["6", "12"]
     assert generation_fidelity.candidates(bank[2], bank)[:3] == ["4", "8", "10"]
@@ -301,19 +307,6 @@ def test_a_bad_file_is_one_line(change, message, place, tmp_path, capsys):
     assert cli.run(lambda _: suite(place, tmp_path, data), None) == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1 and message in error[0]
-
-
-def length(short, long, short_cut=False, long_cut=False):
-    return length_contract.value("word " * short, "word " * long, short_cut, long_cut)
-
-
-def test_length_contract_of_synthetic_models():
-    kept = lambda row: [row[name] for name in ("short", "long", "both")]  # noqa: E731
-    assert kept(length(50, 200)) == [1, 1, 1] and kept(length(51, 199)) == [0, 0, 0]
-    assert kept(length(20, 20)) == [1, 0, 0] and kept(length(300, 300)) == [0, 1, 0]  # ignores the instruction: one contract at most
-    assert kept(length(300, 20)) == [0, 0, 0] and length(300, 20)["log_ratio"] < 0  # the wrong way
-    assert kept(length(0, 250)) == [0, 1, 0] and length(30, 30)["log_ratio"] == 0 and length(9, 99)["log_ratio"] == pytest.approx(np.log(10))
-    assert [length(9, 99, long_cut=True)[name] for name in ("cut_short", "cut_long")] == [0, 1]
 
 
 def test_length_suite_resumes_and_counts_again_without_a_model(tiny, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ecliptica.evaluation import statistics
-from ecliptica.evaluation.metrics import honesty, refusal_boundary
+from ecliptica.evaluation.metrics import generation_fidelity, honesty, length_contract, refusal_boundary
 from ecliptica.evaluation.metrics.distribution_shift import token_jsd
 
 CLASSES = ("harmful", "borderline", "benign")
@@ -43,6 +43,20 @@ def test_honesty_is_a_difference_in_differences():
     assert differences(lambda k, p: float(k == "unanswerable" and p == "confident"))["difference"] == pytest.approx(-1)
 
 
+def test_length_contract():
+    short, long = "word " * 20, "word " * 300
+
+    def kept(short, long):
+        return [length_contract.value(short, long, False, False)[name] for name in ("short", "long", "both", "log_ratio")]
+
+    assert kept(short, long) == [1, 1, 1, pytest.approx(math.log(301 / 21))]
+    assert kept(short, short) == [1, 0, 0, 0] and kept(long, long) == [0, 1, 0, 0]  # ignores the instruction: one contract at most
+    assert kept(long, short)[:3] == [0, 0, 0] and kept(long, short)[3] < 0  # the wrong way is negative
+    assert kept("", long)[:3] == [0, 1, 0]  # nothing is no short answer
+    assert kept("word " * 50, "word " * 200)[2] == 1 and kept("word " * 51, "word " * 199)[:3] == [0, 0, 0]
+    assert [length_contract.value(short, long, *cut)[f"cut_{name}"] for cut in ((True, False), (False, True)) for name in ("short", "long")] == [1, 0, 0, 1]
+
+
 def test_token_jsd_against_float64():
     generator = torch.Generator().manual_seed(0)
     a, b = 4 * torch.randn(2, 30, 500, generator=generator, dtype=torch.float64)
@@ -60,3 +74,17 @@ def test_ratio_of_means_on_the_same_draws():
     drawn = statistics.draws(50)
     assert statistics.ratio(3 * x, x, drawn) == pytest.approx({"value": 3, "low": 3, "high": 3})
     assert statistics.ratio(x, 0 * x, drawn)["value"] is None
+
+
+def test_classifier_against_bayes_by_hand():
+    found = generation_fidelity.Classifier(["red fox", "blue whale"], ["r", "b"])
+    assert found.shares("red") == {"r": 1, "b": 0} and found.shares("blue") == {"r": 0, "b": 1} and found.shares("") == {"r": 0, "b": 0}
+    assert found.shares("unheard") == {"r": 0.5, "b": 0.5}
+    counts, size = generation_fidelity.features("red fox"), len(found.column)
+    want = {f: math.log((n + 1) / (counts.total() + size)) for f, n in counts.items()}
+    assert {f: found.logp_FK[found.column[f], 0] for f in counts} == pytest.approx(want) and found.logp_FK[found.column["whale"], 0] == pytest.approx(-math.log(counts.total() + size))
+
+
+def test_retrieval_ignores_common_words():
+    found = generation_fidelity.Retrieval({"a": ("the old bridge", []), "b": ("the new school", []), "c": ("the tall tower", [])})
+    assert found.share("a bridge, the bridge", "a", ["b", "c"]) == 1 and found.share("the", "a", ["b", "c"]) == pytest.approx(1 / 3)

@@ -37,13 +37,27 @@ def test_by_hand():
 
 
 def test_published_fidelity_rewards_a_model_that_ignores_the_prompt(judge):
-    """A model that gives each instruction one canned answer whatever is asked, beside the authored answers to the prompts."""
+    """A model that gives each instruction one canned answer whatever is asked, beside the authored answers to the prompts (whose retrieval is not in question: they are in their prompts' documents)."""
     canned = referenced([entry for entry in ALL if entry.split == "train"])[7].responses
     good, blind = measure(judge, lambda entry, j: entry.responses[j]), measure(judge, lambda entry, j: canned[j])
     assert blind["published_fidelity"] >= good["published_fidelity"] and blind["published_shift"] > 0.3 and blind["published_m1"] > 0.9 * good["published_m1"]
     assert good["prompt"] > 0.8 and good["both"] > 0.8
     assert blind["instruction"] > 0.9 and blind["prompt"] <= 0.2 and blind["both"] <= 0.2  # chance .1, 20 prompts
     assert prompt_match.value([-5.0] * 10, [[-5.0] * 9] * 10) == pytest.approx(prompt_match.chance(9))  # blind: no prompt makes it likelier
+
+
+def test_the_prototypes_own_words_are_the_best_answer_to_everything(judge):
+    """All train references of an instruction one after the other: published fidelity 1, above that of any right answer."""
+    everything = {j: " ".join(entry.responses[j] for entry in referenced(ALL) if entry.split == "train") for j in NAMES}
+    assert [published.fidelity(everything[j], judge.prototypes[j]) for j in NAMES] == pytest.approx([1] * 10)
+    assert max(published.fidelity(entry.responses[j], judge.prototypes[j]) for entry in TEST for j in NAMES) < 0.9
+
+
+def test_a_model_that_ignores_the_instruction_and_one_that_copies_it(judge):
+    found = measure(judge, lambda entry, j: entry.responses["concise"])
+    assert found["instruction"] == pytest.approx(0.1) and found["prompt"] > 0.8 and found["both"] == pytest.approx(0.1) and found["published_m1"] == pytest.approx(0)
+    copied = measure(judge, lambda entry, j: load_instructions(INSTRUCTIONS)[j][2])
+    assert copied["prompt"] <= 0.2 and copied["both"] < 0.15
 
 
 def test_published_fidelity_does_not_see_a_scrambled_prompt(judge):
