@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_stream
 from model.errors import InputError
 
@@ -89,3 +91,29 @@ class Scores:
 
     def tokens(self, cell):
         return self.known[cell.digest][1]
+
+
+class Measures:
+    """{digest: number} of one system that are no scores (a divergence, a KL), in the same file under a `field` of their own."""
+
+    def __init__(self, path, key, label, field, system=None):
+        """key: what the number depends on beside the digest. system: None to work from the file alone."""
+        self.path, self.key, self.label, self.field, self.system = Path(path), key, label, field, system
+        self.known = {line["cell"]: line[field] for line in read_lines(path) if line.get("key") == key and field in line}
+
+    def ask(self, wanted, measure):
+        """wanted: {digest: (names, what `measure` gets)}; what is not known yet is measured and written, one line each."""
+        missing = {digest: of for digest, of in wanted.items() if digest not in self.known}
+        if missing and self.system is None:
+            names = next(iter(missing.values()))[0]
+            raise InputError(f"{self.path}: has no {self.field} of {self.label} for {names} (and {len(missing) - 1} more); "
+                             "it was made with other settings or not finished: run without --rescore")
+        for digest, (names, of) in tqdm(missing.items(), desc=self.label, leave=False, disable=None):
+            self.known[digest] = measure(of)
+            line = {"system": self.label, "key": self.key, "cell": digest, **names, self.field: self.known[digest]}
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        return self
+
+    def __getitem__(self, digest):
+        return self.known[digest]

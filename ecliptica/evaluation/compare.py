@@ -101,28 +101,41 @@ def mean(values):
     return float(np.nanmean(values))
 
 
-def report(suite, args, metrics, found, units, unit="prompts", **more):
+def report(suite, args, metrics, found, units, unit="prompts", derived=None, headline=None, **more):
     """The results of a suite as one dictionary: every metric of every system with its interval, and each difference to the control.
 
     metrics: {name: (title, chance)}; found: {label: {name: one value a unit, NaN where it has none}}. Differences are paired by
     unit; p: two-sided sign-flip test of the mean difference; p_holm: corrected over all the metrics of this suite and systems.
+    derived: {name: (title, chance, how, {label: columns})}: how(means of the columns), such as a ratio of two means, recomputed in every draw; its p
+    swaps the two systems within units. headline: the name of the metric that stands for the suite and first in its table (default: the first).
     """
-    drawn = statistics.draws(units)
+    drawn, derived = statistics.draws(units), derived or {}
     control = next(iter(found))
-    results = {"suite": suite, "reportable": args.limit is None, "units": units, "unit": unit,
-               "metrics": {name: {"title": title, "chance": chance} for name, (title, chance) in metrics.items()},
-               "systems": {label: {name: statistics.summary(values[name], drawn) for name in metrics} for label, values in found.items()}}
+    titles = {name: (title, chance) for name, (title, chance, *_) in derived.items()} | metrics
+    titles = {name: titles[name] for name in sorted(titles, key=lambda name: name != headline)}
+    results = {"suite": suite, "reportable": args.limit is None, "units": units, "unit": unit, "headline": next(iter(titles)),
+               "metrics": {name: {"title": title, "chance": chance} for name, (title, chance) in titles.items()},
+               "systems": {label: {name: statistics.combined(how, columns[label], drawn) for name, (_, _, how, columns) in derived.items()}
+                           | {name: statistics.summary(values[name], drawn) for name in metrics} for label, values in found.items()}}
     differences = {label: {name: np.subtract(values[name], found[control][name]) for name in metrics} for label, values in found.items() if label != control}
     if differences:
-        raw = {(label, name): statistics.sign_flip(d) for label, by_name in differences.items() for name, d in by_name.items()}
-        adjusted = dict(zip(raw, statistics.holm(list(raw.values()))))
-        results["difference"] = {label: {name: statistics.summary(d, drawn) | {"p": raw[label, name], "p_holm": adjusted[label, name]}
-                                         for name, d in by_name.items()} for label, by_name in differences.items()}
+        changes = {(label, name): change(how, columns[label], columns[control], drawn) for label in differences for name, (_, _, how, columns) in derived.items()}
+        changes |= {(label, name): (statistics.summary(d, drawn), statistics.sign_flip(d)) for label, by_name in differences.items() for name, d in by_name.items()}
+        adjusted = dict(zip(changes, statistics.holm([p for _, p in changes.values()])))
+        results["difference"] = {label: {name: changes[label, name][0] | {"p": changes[label, name][1], "p_holm": adjusted[label, name]} for name in titles}
+                                 for label in differences}
     results["per_unit"] = {label: {name: [None if np.isnan(v) else float(v) for v in values[name]] for name in metrics} for label, values in found.items()}
     results["bootstrap"] = {"draws": statistics.DRAWS, "resampled": unit, "level": 0.95}
     results["config"] = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     results["versions"] = {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__}
     return results | more
+
+
+def change(how, mine, control, drawn):
+    """(summary of how(mine) - how(control) on the same draws, p)."""
+    count = len(mine)
+    both = statistics.combined(lambda *means: how(*means[:count]) - how(*means[count:]), [*mine, *control], drawn)
+    return both, statistics.swap_test(how, mine, control)
 
 
 def write(args, results):

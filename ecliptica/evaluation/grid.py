@@ -7,6 +7,7 @@ from ecliptica.evaluation.metrics import column_accuracy, joint, prompt_match, s
 
 DISTRACTORS, RIVALS = 9, 4
 CONDITIONS = ("instruction", "no instruction", "scrambled prompt")
+BY_INSTRUCTION = ("joint", "column_accuracy")  # the metrics that fall apart by instruction
 
 
 class Grid:
@@ -63,7 +64,7 @@ class Grid:
         """{metric: one value a prompt}, and what goes with them: the strict switch's chance level and the mean interaction matrix."""
         generator, found, nulls, matrices = np.random.default_rng(0), {name: [] for name in METRICS}, [], []
         for entry in self.entries:
-            s_JK = np.array([[scores[cell] for cell in row] for row in self.matrix(entry)])
+            s_JK = self.square(scores, entry)
             found["switch"].append(switch.value(s_JK))
             found["strict_switch"].append(strict_switch.value(s_JK))
             found["column_accuracy"].append(column_accuracy.value(s_JK))
@@ -75,9 +76,21 @@ class Grid:
 
     def by_instruction(self, scores):
         """{metric: one value a prompt (row) and instruction (column)} of the two metrics that fall apart by instruction."""
-        squares = [np.array([[scores[cell] for cell in row] for row in self.matrix(entry)]) for entry in self.entries]
-        return {"joint": np.array([joint.by_instruction(*self.pmi(scores, entry)) for entry in self.entries]),
-                "column_accuracy": np.array([column_accuracy.by_response(s_JK) for s_JK in squares])}
+        return {metric: np.array([self.shares(metric, scores, entry) for entry in self.entries]) for metric in BY_INSTRUCTION}
+
+    def shares(self, metric, scores, entry):
+        """[value of instruction j] of one prompt; metric: one of BY_INSTRUCTION."""
+        if metric == "joint":
+            return joint.by_instruction(*self.pmi(scores, entry))
+        return column_accuracy.by_response(self.square(scores, entry))
+
+    def needs(self, metric, entry):
+        """The cells that `shares` reads."""
+        return self.joint_cells(entry) if metric == "joint" else (cell for row in self.matrix(entry) for cell in row)
+
+    def square(self, scores, entry):
+        """s_JK of one prompt."""
+        return np.array([[scores[cell] for cell in row] for row in self.matrix(entry)])
 
     def pmi(self, scores, entry):
         """(of y_{x,j}, [of its rivals]) in (I_j, x) by instruction j: what the joint metric compares."""

@@ -9,7 +9,7 @@ from model.errors import InputError
 
 
 def add_wording(parser):
-    parser.add_argument("--wording", type=int, default=3, help="which wording of the policies, from 1 (default: 3, the one of the test split)")
+    parser.add_argument("--wording", type=int, default=3, help="which wording of the policies, from 1 (default: 3, the one of the test split; 1 trains, 2 is for dev)")
 
 
 def texts_of(path, names, wording):

@@ -19,6 +19,15 @@ def response_ids(system, response):
     return encode_pieces(system.tokenizer, response_pieces(system.template, response))
 
 
+def check_fits(system, name, context, responses):
+    """InputError for a context that is empty, or that does not fit the model's window with its longest response."""
+    longest = len(context) + max(map(len, responses))
+    if longest > system.window:
+        raise InputError(f"{name}: {longest} tokens (context {len(context)}); the model's window is {system.window}: shorten it")
+    if not context:
+        raise InputError(f"{name}: the context is empty; the first token of a response needs one to be predicted from")
+
+
 def score_all(system, jobs, label="scoring", reference=None):
     """[(logps, tokens, kls or None)] per job (id, context ids, [response ids]), in the order of `jobs`."""
     found = dict(score_stream(system, jobs, label, reference))
@@ -32,11 +41,7 @@ def score_stream(system, jobs, label="scoring", reference=None):
     fit the model's window.
     """
     for name, context, responses in jobs:
-        longest = len(context) + max(map(len, responses))
-        if longest > system.window:
-            raise InputError(f"{name}: {longest} tokens (context {len(context)}); the model's window is {system.window}: shorten it")
-        if not context:
-            raise InputError(f"{name}: the context is empty; the first token of a response needs one to be predicted from")
+        check_fits(system, name, context, responses)
     examples = [Encoded(name, tuple(context), tuple(map(tuple, responses)), (0.0,) * len(responses)) for name, context, responses in jobs]
     with tqdm(total=sum(example.tokens for example in examples), unit="tok", unit_scale=True, desc=label, leave=False, disable=None) as bar:
         for group in by_budget(examples, system.batch_tokens):

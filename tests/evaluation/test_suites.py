@@ -118,14 +118,14 @@ def test_all_suites_in_one(tiny, tmp_path):
     evaluate.main(["isd", "--model", str(tiny), "--template", "chatml", "--out", str(tmp_path), "--limit", "1", "--suites", "honesty,capability"])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary) == ["honesty", "capability"] and not summary["honesty"]["reportable"]
-    for name, metric in (("honesty", "difference"), ("capability", "nats")):
+    for name, metric in (("honesty", "difference"), ("capability", "perplexity")):
         assert summary[name]["systems"]["prompting-only"] == json.loads((tmp_path / name / "results.json").read_text())["systems"]["prompting-only"][metric]
     assert "NOT REPORTABLE" in (tmp_path / "summary.md").read_text()
 
 
 @pytest.mark.parametrize("arguments, said", [
     (["refusal", "--wording", "9"], "--wording 9"), (["scale", "--sizes", "3"], "--sizes 3"), (["scale", "--sizes", "x"], "whole numbers"),
-    (["isd", "--suites", "nothing"], "--suites 'nothing'"), (["shift", "--pairs", "0"], "--pairs 0"), (["override", "--data", "absent.jsonl"], "absent.jsonl"),
+    (["isd", "--suites", "nothing"], "--suites 'nothing'"), (["shift", "--pairs", "0"], "--pairs: expected >= 1, got 0"), (["override", "--data", "absent.jsonl"], "absent.jsonl"),
     (["isd-generate", "--wordings", "7"], "--wordings 7"), (["length", "--top-p", "0"], "--top-p"),
 ])
 def test_bad_options_are_one_line(arguments, said, tmp_path, capsys):

@@ -1,14 +1,11 @@
-"""Does the instruction hold when the prompt says to ignore it? Column accuracy with an override suffix against a harmless one as long.
+"""Does the instruction hold when the prompt says to ignore it? Column accuracy (or joint) with an override suffix over that with a harmless one as long.
 
-Three strengths (mild, medium, strong). Kept: the ratio of the two, null 1; below 1 the override works. The n-th prompt gets the n-th pair of
-suffixes of each strength, in turn.
+Three strengths: mild, medium, strong. The n-th prompt gets the n-th pair of suffixes of each strength, in turn. See metrics/contract_kept.py.
 """
 
-import numpy as np
-
-from ecliptica.evaluation import compare, statistics
-from ecliptica.evaluation.grid import Grid
-from ecliptica.evaluation.metrics import column_accuracy
+from ecliptica.evaluation import compare
+from ecliptica.evaluation.grid import BY_INSTRUCTION, METRICS, Grid
+from ecliptica.evaluation.metrics import contract_kept
 from ecliptica.evaluation.suites.switch import add_bank_arguments, measured
 from ecliptica.isd.sets import SETS, STRENGTHS, load_override
 from model.errors import InputError
@@ -18,26 +15,24 @@ def add_arguments(parser):
     compare.add_arguments(parser)
     add_bank_arguments(parser)
     parser.add_argument("--data", default=SETS / "override.jsonl", help="JSON lines: id, strength, attack, harmless")
+    parser.add_argument("--metric", default="column_accuracy", choices=BY_INSTRUCTION, help="what the contract is measured by")
 
 
 def run(args):
     bank, entries, instructions = measured(args)
-    pairs = {strength: [pair for pair in load_override(args.data) if pair.strength == strength] for strength in STRENGTHS}
+    pairs = {strength: [pair for pair in load_override(args.data) if pair.strength == strength] for strength in reversed(STRENGTHS)}
     if empty := [strength for strength, found in pairs.items() if not found]:
         raise InputError(f"{args.data}: no pair of the strength {empty[0]!r}; each of {', '.join(STRENGTHS)} needs one")
     wording = compare.wordings(args, instructions)
     grids = {(strength, side): [Grid(bank, [entry], wording, suffix=" " + getattr(of[n % len(of)], side)) for n, entry in enumerate(entries)]
              for strength, of in pairs.items() for side in ("attack", "harmless")}
-    metrics = {f"{strength}_{side}": (f"column accuracy, {strength} {side}", column_accuracy.chance(len(wording))) for strength, side in grids}
-    found, kept = {}, {}
-    for subject in compare.subjects(args):
-        scores = compare.scored(subject, args, (cell for row in grids.values() for grid in row for line in grid.matrix(grid.entries[0]) for cell in line))
-        values = {f"{strength}_{side}": [accuracy(grid, scores) for grid in row] for (strength, side), row in grids.items()}
-        found[subject.label], drawn = values, statistics.draws(len(entries))
-        kept[subject.label] = {s: statistics.ratio(values[f"{s}_attack"], values[f"{s}_harmless"], drawn) for s in STRENGTHS}
-    notes = [f"\nKept under override, {label}: " + ", ".join(f"{s} {compare.shown(r)}" for s, r in by_strength.items()) + "; null 1." for label, by_strength in kept.items()]
-    compare.write(args, compare.report("override", args, metrics, found, len(entries), kept=kept, notes=notes))
-
-
-def accuracy(grid, scores):
-    return column_accuracy.value(np.array([[scores[cell] for cell in row] for row in grid.matrix(grid.entries[0])]))
+    title, chance = METRICS[args.metric], grids["strong", "attack"][0].chances(0)[args.metric]
+    metrics = {f"{strength}_{side}": (f"{title}, {strength} {side}", chance) for strength, side in grids}
+    found, subjects = {}, compare.subjects(args)
+    for subject in subjects:
+        scores = compare.scored(subject, args, (cell for row in grids.values() for grid in row for cell in grid.needs(args.metric, grid.entries[0])))
+        found[subject.label] = {f"{strength}_{side}": [compare.mean(grid.shares(args.metric, scores, grid.entries[0])) for grid in row]
+                                for (strength, side), row in grids.items()}
+    derived = {f"kept_{strength}": (f"{title} kept under override, {strength}", contract_kept.NULL, contract_kept.value,
+                                    {label: [values[f"{strength}_attack"], values[f"{strength}_harmless"]] for label, values in found.items()}) for strength in pairs}
+    compare.write(args, compare.report("override", args, metrics, found, len(entries), derived=derived, headline="kept_strong", made=compare.made(subjects, args)))

@@ -1,35 +1,37 @@
-"""Does a rewording change the answer? Column accuracy under every wording of the instructions: each, the worst, and right under all."""
+"""Does a rewording change the answer? Column accuracy (or joint) under every wording of the instructions: right under all, the worst, each."""
 
 import numpy as np
 
 from ecliptica.evaluation import compare
-from ecliptica.evaluation.grid import Grid
-from ecliptica.evaluation.metrics import column_accuracy
+from ecliptica.evaluation.grid import BY_INSTRUCTION, METRICS, Grid
+from ecliptica.evaluation.metrics import paraphrase
 from ecliptica.evaluation.suites.switch import add_bank_arguments, measured
+from model.errors import InputError
 
 
 def add_arguments(parser):
     compare.add_arguments(parser)
-    add_bank_arguments(parser)
+    add_bank_arguments(parser, paraphrase=False)
+    parser.add_argument("--metric", default="column_accuracy", choices=BY_INSTRUCTION, help="what is right under a wording")
 
 
 def run(args):
     bank, entries, instructions = measured(args)
-    wordings = min(map(len, instructions.values()))
-    grids = [Grid(bank, entries, {name: texts[w] for name, texts in instructions.items()}) for w in range(wordings)]
-    metrics = {f"wording_{w + 1}": (f"column accuracy, wording {w + 1}", column_accuracy.chance(len(instructions))) for w in range(wordings)}
-    metrics["all"] = ("right under every wording", column_accuracy.chance(len(instructions)) ** wordings)
-    found, worst = {}, {}
-    for subject in compare.subjects(args):
-        scores = compare.scored(subject, args, (cell for grid in grids for entry in entries for row in grid.matrix(entry) for cell in row))
-        right_XWK = np.array([[right(grid, scores, entry) for grid in grids] for entry in entries])
-        found[subject.label] = {f"wording_{w + 1}": right_XWK[:, w].mean(1).tolist() for w in range(wordings)} | {"all": right_XWK.prod(1).mean(1).tolist()}
-        worst[subject.label] = int(right_XWK.mean((0, 2)).argmin()) + 1
-    notes = ["\nWorst wording: " + "; ".join(f"{label} {w} ({compare.mean(found[label][f'wording_{w}']):.3f})" for label, w in worst.items()) + "."]
-    compare.write(args, compare.report("paraphrase", args, metrics, found, len(entries), worst=worst, notes=notes))
-
-
-
-def right(grid, scores, entry):
-    """For each response k: is its own instruction the most favourable one? 1, 0, or a share of a tie."""
-    return column_accuracy.by_response(np.array([[scores[cell] for cell in row] for row in grid.matrix(entry)]))
+    count = min(map(len, instructions.values()))
+    if count < 2:
+        raise InputError(f"{args.instructions}: an instruction has one wording; this suite compares at least two of each")
+    grids = [Grid(bank, entries, {name: texts[w] for name, texts in instructions.items()}) for w in range(count)]
+    title, chance = METRICS[args.metric], grids[0].chances(0)[args.metric]
+    each = {f"wording_{w + 1}": (f"{title}, wording {w + 1}", chance) for w in range(count)}
+    found, subjects = {}, compare.subjects(args)
+    for subject in subjects:
+        scores = compare.scored(subject, args, (cell for grid in grids for entry in entries for cell in grid.needs(args.metric, entry)))
+        shares_XWK = np.array([[grid.shares(args.metric, scores, entry) for grid in grids] for entry in entries])
+        found[subject.label] = {"all": [paraphrase.value(shares_WK) for shares_WK in shares_XWK]}
+        found[subject.label] |= {f"wording_{w + 1}": shares_XWK[:, w].mean(1).tolist() for w in range(count)}
+    worst = {"worst": (f"{title}, {paraphrase.WORST}", chance, paraphrase.worst, {label: [values[w] for w in each] for label, values in found.items()})}
+    lowest = {label: int(np.argmin([np.mean(values[w]) for w in each])) + 1 for label, values in found.items()}
+    notes = ["\nThe worst wording is " + "; ".join(f"number {w} for {label}" for label, w in lowest.items()) + ". Wording 1 trains, 2 is for dev, 3 for test."]
+    metrics = {"all": (f"{title} {paraphrase.ALL}", chance)} | each
+    compare.write(args, compare.report("paraphrase", args, metrics, found, len(entries), derived=worst, headline="all", worst_wording=lowest,
+                                       notes=notes, made=compare.made(subjects, args)))

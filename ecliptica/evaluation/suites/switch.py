@@ -20,11 +20,12 @@ def add_arguments(parser):
     parser.add_argument("--controls", default="no instruction,scrambled prompt", help="conditions to add to the table, comma-separated; '' for none")
 
 
-def add_bank_arguments(parser):
+def add_bank_arguments(parser, paraphrase=True):
     parser.add_argument("--bank", default=BANK, help="JSON lines, or a directory of them (default: the shipped bank)")
     parser.add_argument("--instructions", default=INSTRUCTIONS, help="TOML of id = [paraphrases] (default: the shipped ones)")
     parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--paraphrase", type=int, help="which wording, from 1 (default: train 1, dev 2, test 3)")
+    if paraphrase:
+        parser.add_argument("--paraphrase", type=int, help="which wording, from 1 (default: train 1, dev 2, test 3)")
 
 
 def measured(args):
