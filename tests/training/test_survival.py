@@ -207,7 +207,7 @@ def flip(path):
     ("flipped bit", flip, "its bytes are not those that were written"),
     ("truncated", lambda path: os.truncate(path, path.stat().st_size // 2), "cut short"),
     ("missing", Path.unlink, "cannot be read (No such file or directory)"),
-    ("manifest", lambda path: (path.parent / "manifest.json").write_text("{"), "manifest.json: missing or not readable"),
+    ("manifest", lambda path: (path.parent / "manifest.json").write_text("{"), "manifest.json: missing or not as it was written"),
 ], ids=lambda value: value if isinstance(value, str) and " " not in value else "")
 def test_a_broken_checkpoint_is_named_and_the_last_good_one_used(name, breakage, words, interrupted, capsys):
     config, run, want = interrupted
