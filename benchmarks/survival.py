@@ -61,7 +61,8 @@ def kill(process, run, point, draw):
         while process.poll() is None and not there(run, point, number):
             time.sleep(0.0005)
     time.sleep(draw.uniform(*{"loading": (0.5, 6), "cache": (0, 0.01), "step": (0, 0.1), "checkpoint": (0, 0.03), "export": (0, 0.01)}[point]))
-    os.killpg(process.pid, signal.SIGKILL)  # with torchrun: of torchrun, whose processes end with it
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)  # with torchrun: of torchrun, whose processes end with it
     process.communicate()
 
 

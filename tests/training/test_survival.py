@@ -203,11 +203,18 @@ def flip(path):
     path.write_bytes(data)
 
 
+def _replace(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
 @pytest.mark.parametrize(("name", "breakage", "words"), [
     ("flipped bit", flip, "its bytes are not those that were written"),
     ("truncated", lambda path: os.truncate(path, path.stat().st_size // 2), "cut short"),
     ("missing", Path.unlink, "cannot be read (No such file or directory)"),
     ("manifest", lambda path: (path.parent / "manifest.json").write_text("{"), "manifest.json: missing or not as it was written"),
+    ("step in manifest", lambda path: _replace(path.parent / "manifest.json", '"step": 4', '"step": 3'), "manifest.json: missing or not as it was written"),
+    ("metadata", lambda path: flip(path.parent / ".metadata"), "its bytes are not those that were written"),
 ], ids=lambda value: value if isinstance(value, str) and " " not in value else "")
 def test_a_broken_checkpoint_is_named_and_the_last_good_one_used(name, breakage, words, interrupted, capsys):
     config, run, want = interrupted
@@ -216,6 +223,69 @@ def test_a_broken_checkpoint_is_named_and_the_last_good_one_used(name, breakage,
     said = capsys.readouterr().err
     assert words in said and "step-000004" in said and "passed over" in said and "resumed after step 2 of" in said
     assert_same(result(run), want)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-000006", "step-000007"]  # the broken one made way
+
+
+def test_what_a_killed_process_leaves_is_cleaned_and_changed_inputs_are_refused(interrupted, recipe):
+    config, run, want = interrupted
+    data = recipe.with_name("train.jsonl")
+    before = data.read_text()
+    for rest in (run / ".config.toml.7.tmp", run / "checkpoints" / ".step-000003.part" / "x", run / ".final.7.tmp" / "x"):
+        rest.parent.mkdir(exist_ok=True)
+        rest.write_text("half")
+    try:
+        data.write_text(before.replace("bees", "wasps"))
+        with pytest.raises(InputError, match="began with another .*train.jsonl .its bytes changed since.; put the file back"):
+            loop.train(config)
+    finally:
+        data.write_text(before)
+    loop.train(config)
+    assert not [p for p in [*run.iterdir(), *(run / "checkpoints").iterdir()] if p.name.startswith(".")]
+    assert_same(result(run), want)
+
+
+def test_parameters_that_are_not_finite_are_not_saved(interrupted):
+    config, run, _ = interrupted
+    model = loop.reference.starting_model(config, "cpu", trained=True)
+    state = checkpoint.state_of(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
+    next(iter(state["model"].values())).view(-1)[3] = float("inf")
+    with pytest.raises(InputError, match="the update of step 5 made parameters that are not finite .*not saved; the last good one is step-000004"):
+        checkpoint.Checkpoints(run, 1, loop.ALONE, print).save(6, state, {})
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+
+
+def test_a_signal_before_the_first_step_ends_in_order(recipe, tmp_path, capsys):
+    config, real = load(recipe, [f"run.dir={tmp_path}/run", "training.reference=cache", "lora.dropout=0", *SHORT]), cache._write
+
+    def interrupted_write(*args):
+        real(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    cache._write = interrupted_write
+    try:
+        assert loop.train(config) is None
+    finally:
+        cache._write = real
+    assert "stopped by SIGTERM before its next step; the same command goes on" in capsys.readouterr().out
+    loop.train(config)
+    assert "made again" not in capsys.readouterr().err and (tmp_path / "run" / "final").is_dir()
+
+
+def test_a_silent_rank_is_named_by_its_neighbour(recipe, tmp_path):
+    process = start(recipe, tmp_path / "run", "training.max_steps=4000", processes=2)
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists, process, seconds=120)
+    workers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _is_worker(int(pid), process.pid)]
+    (victim,) = [pid for pid in workers if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() + b"\0"]
+    os.kill(victim, signal.SIGSTOP)
+    for line in process.stdout:
+        if "has given no sign of life" in line:
+            break
+    assert line.startswith(f"rank 1 (process {victim} on ")
+    kill(process)  # torchrun alone: its processes end with it
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text() for pid in workers):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_no_whole_checkpoint_is_an_error_that_changes_nothing(interrupted):
