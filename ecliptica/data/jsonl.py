@@ -1,6 +1,9 @@
 """JSONL with errors that name file, line, field and what was expected."""
 
+import errno
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from model.errors import InputError
@@ -72,3 +75,30 @@ def distinct(chosen, rejected, where):
     if chosen == rejected:
         raise InputError(f"{where}: 'chosen' and 'rejected' are equal; a preference needs two different responses")
     return chosen, rejected
+
+
+def append(path, rows):
+    """Lines at the end of a file, given to the system before this returns: a killed process loses none. Half a line that a kill left
+    at the end is taken off first, so that no line is ever glued to it."""
+    with named(path), open(path, "a+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end:  # back to the last line's end, a piece at a time
+            start = max(0, end - (1 << 16))
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            end = start + found + 1 if found >= 0 else start
+            if found >= 0:
+                break
+        if end < size:
+            file.truncate(end)
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+@contextmanager
+def named(path):
+    """An OSError of the block names the file, and says what to do about a full disk."""
+    try:
+        yield
+    except OSError as error:
+        room = "; make room and start the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise OSError(error.errno, f"{error.strerror}{room}", str(path)) from error

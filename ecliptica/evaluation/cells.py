@@ -1,18 +1,18 @@
 """Questions to a model and their answers: log pi(response | instruction, prompt), each asked once and kept in samples.jsonl.
 
-The file is append-only, one line a cell. Starting a suite again scores only what is not there; `offline` reads it with no
-model at all (--rescore). A line is found again by the system's key (weights, adapter, template, dtype: see
+The file is append-only, one line a cell. Starting a suite again scores only what is not there; --rescore reads it with no
+model at all. A line is found again by the system's key (weights, adapter, template, dtype: see
 systems.fingerprint) and a digest of the three texts, so no other model's and no other data's score can be taken for it.
 """
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ecliptica.data.jsonl import append
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_stream
 from model.errors import InputError
 
@@ -34,14 +34,12 @@ class Cell:
 
 
 def read_lines(path):
-    """The records of an append-only file. A last line that a kill cut short is taken off the file; any other bad line is an InputError."""
+    """The records of an append-only file. A last line that a kill cut short is passed over (`append` takes it off); any other bad line is an InputError."""
     path = Path(path)
     if not path.exists():
         return []
     raw = path.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        os.truncate(path, len(whole))
     found = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -77,13 +75,10 @@ class Scores:
         parts = [cells[at : at + RESPONSES_PER_DOCUMENT] for cells in contexts.values() for at in range(0, len(cells), RESPONSES_PER_DOCUMENT)]
         jobs = [(str(part[0].names or part[0].prompt), context_ids(self.system, part[0].prompt, part[0].instruction),
                  [response_ids(self.system, cell.response) for cell in part]) for part in parts]
-        with open(self.path, "a", encoding="utf-8") as file:
-            for index, (logps, tokens, _) in score_stream(self.system, jobs, self.label):
-                for cell, logp, count in zip(parts[index], logps, tokens):
-                    self.known[cell.digest] = logp, count
-                    line = {"system": self.label, "key": self.key, "cell": cell.digest, **cell.names, "logp": logp, "tokens": count}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
+        for index, (logps, tokens, _) in score_stream(self.system, jobs, self.label):
+            self.known |= {cell.digest: (logp, count) for cell, logp, count in zip(parts[index], logps, tokens)}
+            append(self.path, [{"system": self.label, "key": self.key, "cell": cell.digest, **cell.names, "logp": logp, "tokens": count}
+                               for cell, logp, count in zip(parts[index], logps, tokens)])
         return self
 
     def __getitem__(self, cell):
@@ -110,9 +105,7 @@ class Measures:
                              "it was made with other settings or not finished: run without --rescore")
         for digest, (names, of) in tqdm(missing.items(), desc=self.label, leave=False, disable=None):
             self.known[digest] = measure(of)
-            line = {"system": self.label, "key": self.key, "cell": digest, **names, self.field: self.known[digest]}
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            append(self.path, [{"system": self.label, "key": self.key, "cell": digest, **names, self.field: self.known[digest]}])
         return self
 
     def __getitem__(self, digest):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ecliptica.data.jsonl import named
 from ecliptica.evaluation import statistics, systems
 from ecliptica.evaluation.cells import Scores, read_lines
 from ecliptica.evaluation.systems import Subject, fingerprint
@@ -142,8 +143,9 @@ def write(args, results):
     """results.json and table.md in --out; the table on the screen."""
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "table.md").write_text(table(results), encoding="utf-8")
+    for name, text in (("results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n"), ("table.md", table(results))):
+        with named(out / name):
+            (out / name).write_text(text, encoding="utf-8")
     print(table(results))
 
 
@@ -162,7 +164,7 @@ def table(results):
     if not results["reportable"]:
         lines.insert(0, "NOT REPORTABLE: made with --limit.\n")
     lines.append(f"\n{results['units']} {results['unit']}; 95 % intervals, {results['bootstrap']['draws']} draws, {results['unit']} resampled, the same draws for "
-                 "every system" + ("; p: paired sign-flip test, Holm over this table." if differences else "."))
+                 "every system" + ("; p: paired sign-flip test (of a ratio: systems swapped within units), Holm over this table." if differences else "."))
     return "\n".join([*lines, *results.get("notes", ())]) + "\n"
 
 

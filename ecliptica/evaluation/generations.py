@@ -11,6 +11,7 @@ import json
 
 from tqdm import tqdm
 
+from ecliptica.data.jsonl import append
 from ecliptica.data.templates import stop_ids
 from ecliptica.evaluation.cells import read_lines
 from ecliptica.evaluation.scoring import context_ids
@@ -69,12 +70,11 @@ def generated(subject, groups, args, path):
         batches = [group[at : at + BATCH] for group in groups for at in range(0, len(group), BATCH)]
         batches = [batch for batch in batches if any(digest(cell) not in known for cell in batch)]
         contexts = [[fitting(subject.system, cell, args) for cell in batch] for batch in batches]
-        with subject.switched() as system, open(path, "a", encoding="utf-8") as file:
+        with subject.switched() as system:
             with tqdm(total=len(cells), initial=len(cells) - len(missing), desc=subject.label, unit="answer", leave=False, disable=None) as bar:
                 for batch, context in zip(batches, contexts):
                     new = [line for line in answered(subject, system, batch, context, args, key) if line["cell"] not in known]
-                    file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new))
-                    file.flush()
+                    append(path, new)
                     known |= {line["cell"]: line for line in new}
                     bar.update(len(new))
     return [known[at] | {"system": subject.label} for at, _ in cells]

@@ -1,10 +1,11 @@
 """What a run writes down: one JSON object a step, and a progress line that a person can follow."""
 
 import importlib.util
-import json
 import sys
 
 from tqdm import tqdm
+
+from ecliptica.data.jsonl import append
 
 NAMES = ("loss", "sft", "preference", "kl", "kl_weight", "logps/chosen", "logps/rejected", "logps/chosen_change",
          "logps/rejected_change", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "saturated",
@@ -16,15 +17,6 @@ SHOWN = ("loss", "kl", "rewards/margins", "rewards/accuracies", "saturated", "pr
 def shown(metrics):
     """The few numbers a person follows, on one line."""
     return "  ".join(f"{name.rpartition('/')[2]} {metrics[name]:.4g}" for name in SHOWN if metrics.get(name) is not None)
-
-
-def append(path, record):
-    """One line at the end of a JSONL file, given to the system before this returns: a killed process loses none. OSError names the file."""
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; make room and start the same command again", str(path)) from error
 
 
 class Log:
@@ -60,7 +52,7 @@ class Log:
 
     def append(self, name, record):
         if self.main:
-            append(self.run_dir / name, record)
+            append(self.run_dir / name, [record])
 
     def say(self, line):
         if not self.main:

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 from ecliptica.config import as_toml
+from ecliptica.isd.bank import BANK, INSTRUCTIONS
 from model.config import read_json
 from model.errors import InputError
 from model.weights import replace_text
@@ -25,7 +26,8 @@ class RunDir:
         self.path, self.text, self.lock = Path(config.run.dir), as_toml(config), None
         directories = [Path(name) for name in (config.model.path, config.model.adapter) if name]
         models = sorted(path for directory in directories for path in directory.glob("*") if path.suffix in (".safetensors", ".json", ".model"))
-        self.inputs = [Path(name) for name in (config.data.train, config.data.eval) if name] + models
+        self.inputs = data_files(config.data) + models
+        self.fresh = False  # whether this start is the one that claimed it
 
     @property
     def complete(self):
@@ -46,6 +48,7 @@ class RunDir:
         for rest in filter(is_rest, list(self.path.iterdir())):
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         if not stored.exists():
+            self.fresh = True
             replace_text(stored, self.text)
         self._same_inputs()
 
@@ -87,8 +90,13 @@ class RunDir:
         return str(stored)
 
     def release(self):
-        if self.lock:
-            self.lock.close()
+        """Let go. A start that made nothing, because its data could not be read, say, leaves no claim: the mended command may have the directory."""
+        if not self.lock:
+            return
+        if self.fresh and {path.name for path in self.path.iterdir()} <= {"config.toml", INPUTS, "lock"}:
+            for name in (INPUTS, "config.toml"):
+                (self.path / name).unlink(missing_ok=True)
+        self.lock.close()
 
     def take_back(self, step):
         """Drop the lines of steps from `step` on, which will be written again, and a last line that was cut."""
@@ -96,6 +104,15 @@ class RunDir:
             if path.exists():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
                 replace_text(path, "".join(f"{line}\n" for line in lines if _step(line) < step))
+
+
+def data_files(data):
+    """What a DataConfig reads: the files it names, and those of a bank with its instructions and scores."""
+    if data.format != "isd":
+        return [Path(name) for name in (data.train, data.eval) if name]
+    banks = [Path(data.train or BANK), *([Path(data.eval)] if data.eval else [])]
+    files = [file for bank in banks for file in (sorted(bank.glob("*.jsonl")) if bank.is_dir() else [bank])]
+    return [*files, Path(data.isd_instructions or INSTRUCTIONS), *([Path(data.isd_scores)] if data.isd_scores else [])]
 
 
 def is_rest(path):

@@ -126,3 +126,20 @@ dir = "{tmp_path}/run"
                                 ("data.train", str(tmp_path / "none"), "no such file"), ("data.isd_scores", str(tmp_path / "none"), "no such file")):
         assert cli.run(train.main, [str(tmp_path / "r.toml"), f"{key}={value}", f"run.dir={tmp_path}/{key}"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_append_takes_off_half_a_line_and_names_a_full_disk(tmp_path):
+    from ecliptica.data.jsonl import append
+
+    path = tmp_path / "a.jsonl"
+    append(path, [{"n": 1}, {"n": "é"}])
+    for half in (b'{"n": 3', b"x" * 200_000):
+        with open(path, "ab") as file:
+            file.write(half)
+        append(path, [{"n": 4}])
+    assert [json.loads(line)["n"] for line in path.read_text(encoding="utf-8").splitlines()] == [1, "é", 4, 4]
+    path.write_bytes(b"no line end at all")
+    append(path, [{"n": 5}])
+    assert path.read_bytes() == b'{"n": 5}\n'
+    with pytest.raises(OSError, match="No space left on device; make room and start the same command again: '/dev/full'"):
+        append("/dev/full", [{"n": 1}])

@@ -207,3 +207,33 @@ def test_dpo_loss_equals_trl_on_the_same_batch(recipe, tmp_path, tiny, tokenizer
     assert terms.loss.item() / 4 == pytest.approx(logged["loss"], rel=1e-3)
     assert terms.metrics["logps/chosen"].item() / 4 == pytest.approx(logged["logps/chosen"], rel=1e-4)
     assert terms.metrics["rewards/margins"].item() / 4 == pytest.approx(logged["rewards/margins"], rel=1e-3)
+
+
+def test_a_start_that_made_nothing_leaves_the_directory_to_the_mended_one(tiny, preferences, tmp_path):
+    good, run = write_jsonl(tmp_path / "good.jsonl", preferences), tmp_path / "run"
+    (tmp_path / "bad.jsonl").write_text("")
+    common = [f"model.path={tiny}", "model.dtype=float32", "training.max_steps=1", f"run.dir={run}", "data.format=cita"]
+    with pytest.raises(InputError, match="no usable line"):
+        loop.train(config.load("demo", [*common, f"data.train={tmp_path / 'bad.jsonl'}"]))
+    assert [path.name for path in run.iterdir()] == ["lock"]
+    loop.train(config.load("demo", [*common, f"data.train={good}"]))
+    with pytest.raises(InputError, match="holds a run of another config"):
+        loop.train(config.load("demo", [*common, f"data.train={good}", "training.lr=0.5"]))
+
+
+def test_a_bank_that_changed_under_its_run_is_refused(tiny, tmp_path):
+    from ecliptica.isd.bank import BANK
+    from ecliptica.training.rundir import RunDir
+
+    (tmp_path / "bank").mkdir()
+    for name in ("law", "food"):
+        (tmp_path / "bank" / f"{name}.jsonl").write_bytes((BANK / f"{name}.jsonl").read_bytes())
+    loaded = config.load("demo", [f"model.path={tiny}", f"run.dir={tmp_path / 'run'}", f"data.train={tmp_path / 'bank'}"])
+    run = RunDir(loaded)
+    run.claim()
+    (run.path / "metrics.jsonl").write_text("{}\n")
+    run.release()
+    with open(tmp_path / "bank" / "food.jsonl", "a") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match="began with another .*food.jsonl"):
+        RunDir(loaded).claim()

@@ -5,6 +5,7 @@ from tqdm import tqdm
 from ecliptica.data.jsonl import records
 from ecliptica.data.templates import stop_ids
 from ecliptica.evaluation import systems
+from ecliptica.evaluation.generations import add_sampling, check_sampling
 from ecliptica.evaluation.suites.score import check_out, context_of, parse, write_lines
 from model.errors import InputError
 from model.generate import generate
@@ -14,15 +15,11 @@ def add_arguments(parser):
     systems.add_arguments(parser)
     parser.add_argument("--data", required=True, help="JSON lines in")
     parser.add_argument("--out", required=True, help="JSON lines out, in the same order")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    add_sampling(parser)
 
 
 def run(args):
-    if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
-        raise InputError("expected --max-new-tokens >= 1, --temperature >= 0 and 0 < --top-p <= 1")
+    check_sampling(args)
     rows = records(args.data, lambda record, where: (record, *parse(record, where, args.template == "none", responses=False)))
     check_out(args.out)
     system = systems.load(args)

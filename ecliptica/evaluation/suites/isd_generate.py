@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from ecliptica.data.jsonl import named
 from ecliptica.evaluation import compare
 from ecliptica.evaluation.generations import add_sampling, check_sampling, generated
 from ecliptica.evaluation.grid import CONDITIONS, dealt_wrongly
@@ -91,7 +92,7 @@ def write_pairs(out, lines):
     for line in lines:
         groups.setdefault(place(line), {})[line["instruction"]] = line["r"]
     part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
+    with named(part), open(part, "w", encoding="utf-8") as file:
         for line in lines:
             others = {name: answer for name, answer in groups[place(line)].items() if name != line["instruction"]}
             file.write(json.dumps(line | {"contrastive": others}, ensure_ascii=False) + "\n")

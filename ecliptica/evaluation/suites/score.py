@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ecliptica.data.jsonl import records, text, texts
+from ecliptica.data.jsonl import named, records, text, texts
 from ecliptica.evaluation import systems
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_all
 from model.errors import InputError
@@ -51,6 +51,6 @@ def check_out(path):
 
 
 def write_lines(path, rows):
-    with open(path, "w", encoding="utf-8") as file:
+    with named(path), open(path, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
