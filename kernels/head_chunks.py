@@ -70,7 +70,7 @@ def forward_buffers(rows, R, V, models, half, workspace_bytes):
     """(float32 buffers, half-precision buffers, rows in a chunk) of the forward: each buffer is rows x V. half: a head of 16 bits."""
     floats = 3 if models == 2 and not rows.IN_PLACE else models  # the last one of three is a scratch
     halves = models if half and not rows.IN_PLACE else 0
-    return floats, halves, chunk_size(R, V * (4 * floats + 2 * halves), workspace_bytes, rows.ROWS)
+    return floats, halves, chunk_size(R, V * (4 * floats + 2 * halves), workspace_bytes, rows.ROWS // floats)
 
 
 def backward_width(R, V, models, workspace_bytes):

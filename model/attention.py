@@ -25,33 +25,54 @@ def packed_attention(document_T, branch_T):
 
 
 class PaddedPacked:
-    """SDPA over documents padded to the longest. Only attention sees padding: the linear layers run on the T real tokens."""
+    """SDPA twice, prompts over themselves, then every response over its prompt and itself: no score of two siblings is ever made.
+
+    Both are padded to their longest. Only attention sees padding: the linear layers run on the T real tokens. Letters: N prompts or
+    responses, L the longest of them, C the longest prompt and the longest response together.
+    """
 
     def __init__(self, document_T, branch_T):
-        device, tokens = document_T.device, document_T.numel()
-        lengths_B = torch.bincount(document_T)
-        start_B = lengths_B.cumsum(0) - lengths_B
-        offset_T = torch.arange(tokens, device=device) - start_B[document_T]
-        longest = int(lengths_B.max())
-        column_L = torch.arange(longest, device=device)
-        self.shape_BL = (len(lengths_B), longest)
-        self.slot_T = document_T * longest + offset_T
-        # Slots of padding point at the document's last token: a real value, never read back.
-        self.token_BL = (start_B[:, None] + torch.minimum(column_L, lengths_B[:, None] - 1)).flatten()
-        branch_BL = branch_T[self.token_BL].view(self.shape_BL)
-        shown_BLL = (branch_BL[:, None, :] == 0) | (branch_BL[:, None, :] == branch_BL[:, :, None])
-        # Causality keeps the diagonal, so no row is empty and padding cannot make a NaN.
-        self.mask_BLL = (shown_BLL & (column_L[:, None] >= column_L))[:, None]
+        """Every document begins with a prompt of at least one token."""
+        run_T = torch.cat((document_T.new_zeros(1), (document_T.diff().ne(0) | branch_T.diff().ne(0)).cumsum(0)))  # prompts and responses, numbered
+        length_N = torch.bincount(run_T)
+        start_N = length_N.cumsum(0) - length_N
+        prompt_N = branch_T[start_N] == 0
+
+        def tokens(these_N):
+            """(tokens of these runs [N, L], which of them are real); padding stands on the run's last token: a real value, never read back."""
+            column_L = torch.arange(int(length_N[these_N].max()), device=document_T.device)
+            length_N1 = length_N[these_N][:, None]
+            return start_N[these_N][:, None] + torch.minimum(column_L, length_N1 - 1), column_L < length_N1
+
+        prompt_BL, real_BL = tokens(prompt_N)
+        self.parts = [(prompt_BL, prompt_BL, None)]  # (queries [N, L], keys [N, L or C], mask [N, 1, L, C] or None: causal)
+        self.slot_T = torch.empty_like(run_T)  # where a token's result lies among those of both calls
+        self.slot_T[prompt_BL[real_BL]] = real_BL.flatten().nonzero()[:, 0]
+        if not prompt_N.all():
+            response_NL, real_NL = tokens(~prompt_N)
+            owner_N = document_T[start_N[~prompt_N]]
+            earlier_LL = torch.ones(2 * response_NL.shape[1:], dtype=torch.bool, device=document_T.device).tril()
+            shown_NLC = torch.cat((real_BL[owner_N][:, None].expand(-1, len(earlier_LL), -1), earlier_LL.expand(len(owner_N), -1, -1)), 2)
+            self.parts.append((response_NL, torch.cat((prompt_BL[owner_N], response_NL), 1), shown_NLC[:, None]))
+            self.slot_T[response_NL[real_NL]] = prompt_BL.numel() + real_NL.flatten().nonzero()[:, 0]
 
     def __call__(self, layer, q_THE, k_TKE, v_TKE):
-        heads = q_THE.shape[1]
-        q, k, v = (self._padded(x, heads) for x in (q_THE, k_TKE, v_TKE))
-        out_BHLE = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask_BLL)
-        return out_BHLE.transpose(1, 2).flatten(0, 1)[self.slot_T]
+        heads, found = q_THE.shape[1], []
+        for query_NL, key_NC, mask in self.parts:
+            q, k, v = (_rows(x, index, heads) for x, index in ((q_THE, query_NL), (k_TKE, key_NC), (v_TKE, key_NC)))
+            out_NHLE = self.attend(q, k, v, mask)
+            found.append(out_NHLE.transpose(1, 2).flatten(0, 1))
+        return torch.cat(found).index_select(0, self.slot_T)
 
-    def _padded(self, x_TKE, heads):
-        x_BLKE = x_TKE[self.token_BL].unflatten(0, self.shape_BL)
-        return x_BLKE.repeat_interleave(heads // x_TKE.shape[1], dim=2).transpose(1, 2)
+    @staticmethod
+    def attend(q_NHLE, k_NHCE, v_NHCE, mask):
+        return F.scaled_dot_product_attention(q_NHLE, k_NHCE, v_NHCE, attn_mask=mask, is_causal=mask is None)
+
+
+def _rows(x_TKE, index_NL, heads):
+    """The tokens of each row of `index_NL`, with as many heads as the queries have: [N, H, L, E]."""
+    x_NLKE = x_TKE.index_select(0, index_NL.flatten()).unflatten(0, index_NL.shape)
+    return x_NLKE.repeat_interleave(heads // x_TKE.shape[1], dim=2).transpose(1, 2)
 
 
 class FlexPacked:

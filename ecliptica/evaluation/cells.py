@@ -16,7 +16,7 @@ from ecliptica.data.jsonl import append
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_stream
 from model.errors import InputError
 
-RESPONSES_PER_DOCUMENT = 12  # a context is repeated for more: attention is over whole documents on a CPU
+RESPONSES_PER_DOCUMENT = 32  # a context is repeated for more: bounds memory, and what a kill can lose
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Scores:
                 self.known[line["cell"]] = line["logp"], line["tokens"]
 
     def ask(self, cells):
-        """Score the cells that are not known yet; contexts are computed once for up to 12 responses each."""
+        """Score the cells that are not known yet; contexts are computed once for up to 32 responses each."""
         missing = {cell.digest: cell for cell in cells if cell.digest not in self.known}
         if not missing:
             return self

@@ -15,6 +15,7 @@ from ecliptica.data.packing import pack
 from ecliptica.policy import adapter_off_reference, model_reference, score
 from kernels import head_chunks, head_torch
 from kernels.head import head_triton
+from model.attention import PaddedPacked
 from model.llama import Llama
 from model.lora import add_lora, lora_parameters
 
@@ -79,17 +80,17 @@ class FlexShapes(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def padded(real, q_THE, k_TKE, v_TKE):
-    """The CPU's padded attention (model/attention.py: PaddedPacked) on meta tensors; `real` holds its indices."""
-    token_BL, slot_T, mask = real.token_BL.to("meta"), real.slot_T.to("meta"), real.mask_BLL.to("meta")
+class PaddedShapes(PaddedPacked):
+    """The CPU's padded attention on meta tensors: indices from `real`, and the operator that SDPA comes to on a CPU."""
 
-    def pad(x_TKE):
-        return x_TKE[token_BL].unflatten(0, real.shape_BL).repeat_interleave(q_THE.shape[1] // x_TKE.shape[1], dim=2).transpose(1, 2)
+    def __init__(self, real):
+        self.parts = [tuple(x if x is None else x.to("meta") for x in part) for part in real.parts]
+        self.slot_T = real.slot_T.to("meta")
 
-    q, k, v = map(pad, (q_THE, k_TKE, v_TKE))
-    wide = torch.zeros(mask.shape, dtype=q.dtype, device="meta")  # the mask as it is added to the scores
-    out_BHLE = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=wide)[0]
-    return out_BHLE.transpose(1, 2).flatten(0, 1)[slot_T]
+    @staticmethod
+    def attend(q, k, v, mask):
+        wide = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype, device="meta")  # the mask as it is added to the scores
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask is None, attn_mask=wide)[0]
 
 
 def meta_llama(shape, dtype, stored, config):
@@ -149,7 +150,7 @@ def run_meta(model, cpu):
     forward = model.forward_hidden
 
     def on_shapes(tokens_T, positions_T, attend):
-        stand_in = (lambda layer, q, k, v: padded(attend, q, k, v)) if cpu else (lambda layer, q, k, v: FlexShapes.apply(q, k, v))
+        stand_in = PaddedShapes(attend) if cpu else (lambda layer, q, k, v: FlexShapes.apply(q, k, v))
         return forward(tokens_T, positions_T, stand_in)
 
     model.forward_hidden = on_shapes
