@@ -68,12 +68,13 @@ def test_published_fidelity_does_not_see_a_scrambled_prompt(judge):
 
 
 def test_published_shift_counts_sampling_noise(judge):
-    """Ten draws from one word distribution: the same instruction ten times at temperature 1."""
-    words, generator = " ".join(text for entry in TEST for text in entry.responses.values()).split(), np.random.default_rng(0)
+    """Ten draws from one word distribution: the same instruction ten times at temperature 1. The words are of other prompts' answers than those asked."""
+    train = referenced([entry for entry in ALL if entry.split == "train"])
+    words, generator = " ".join(text for entry in train for text in entry.responses.values()).split(), np.random.default_rng(0)
     drawn = {entry.id: {j: " ".join(generator.choice(words, 50)) for j in NAMES} for entry in TEST}
     noise = measure(judge, lambda entry, j: drawn[entry.id][j])
     assert noise["published_shift"] > 0.3 and noise["published_m1"] > 0.1
-    assert noise["instruction"] == pytest.approx(0.1, abs=0.06) and noise["both"] < 0.05
+    assert noise["instruction"] == pytest.approx(0.1, abs=0.06) and noise["prompt"] == pytest.approx(0.1, abs=0.08) and noise["both"] < 0.05
     assert measure(judge, lambda entry, j: drawn[entry.id]["neutral"])["published_shift"] == pytest.approx(0)
 
 
