@@ -1,8 +1,9 @@
-"""The likelihood suite's work, ours and transformers' alternating: python benchmarks/scoring.py MODEL_DIR [--prompts 2 --rounds 2].
+"""The switch suite's scoring, ours and transformers' alternating: python benchmarks/scoring.py MODEL_DIR [--prompts 100 --documents 24 --rounds 2].
 
-The same (instruction, prompt, response) cells, float32, chatml. Ours: contexts computed once, rows gathered before the head. transformers: one
-row a response, right-padded batches of similar lengths, log-softmax of its logits. Prints scored responses per second of each,
-their ratio, and the largest difference between two log-probs, in nats.
+The whole suite on that many test prompts is laid out, and an even sample of its documents (a context with up to 32 of its responses) is scored,
+float32, chatml, by each of three in turn. Ours: a context computed once, rows gathered before the head. transformers: one row a
+response, log-softmax of its logits, (a) a response at a time, (b) in right-padded batches of similar lengths. Prints scored responses
+per second, ratios (medians over the rounds), the largest difference between two log-probs in nats, and what the suite asks.
 """
 
 import argparse
@@ -12,44 +13,58 @@ import time
 
 import torch
 
+from ecliptica.data.templates import get_template
 from ecliptica.evaluation.cells import RESPONSES_PER_DOCUMENT
 from ecliptica.evaluation.grid import Grid
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_all
 from ecliptica.evaluation.systems import System
-from ecliptica.data.templates import get_template
 from ecliptica.isd.bank import load_bank, load_instructions
 from model.tokenizer import load_tokenizer
 from model.weights import load_model
 
 
-def ours(system, contexts):
-    """{(context, response) ids: log-prob}."""
-    parts = [(context, texts[at : at + RESPONSES_PER_DOCUMENT]) for context, texts in contexts.items() for at in range(0, len(texts), RESPONSES_PER_DOCUMENT)]
-    found = score_all(system, [("", context, responses) for context, responses in parts])
-    return {(context, response): logp for (context, responses), (logps, _, _) in zip(parts, found) for response, logp in zip(responses, logps)}
+def layout(prompts):
+    """(questions asked, contexts, distinct responses, [((instruction, prompt), [response])]: the documents) of the suite on the first `prompts`."""
+    bank = load_bank()
+    entries = [entry for entry in bank if entry.split == "test" and entry.responses][:prompts]
+    asked = list(Grid(bank, entries, {name: texts[-1] for name, texts in load_instructions().items()}).cells())
+    contexts = {}
+    for cell in {cell.digest: cell for cell in asked}.values():
+        contexts.setdefault((cell.instruction, cell.prompt), []).append(cell.response)
+    documents = [(context, responses[at : at + RESPONSES_PER_DOCUMENT]) for context, responses in contexts.items() for at in range(0, len(responses), RESPONSES_PER_DOCUMENT)]
+    return len(asked), len(contexts), sum(map(len, contexts.values())), documents
+
+
+def ours(system, jobs):
+    """[log-prob] of every response of every (context ids, [response ids])."""
+    return [logp for logps, _, _ in score_all(system, [("", *job) for job in jobs]) for logp in logps]
 
 
 @torch.no_grad()
-def transformers(peer, contexts, batch):
-    rows = sorted(((context, response) for context, responses in contexts.items() for response in responses), key=lambda row: len(row[0]) + len(row[1]))
-    found = {}
+def transformers(peer, jobs, batch):
+    """The same. batch: rows of a forward; 1: a response at a time, in order and without padding."""
+    rows = [(context, response) for context, responses in jobs for response in responses]
+    order = sorted(range(len(rows)), key=lambda n: sum(map(len, rows[n]))) if batch > 1 else range(len(rows))
+    found = [0.0] * len(rows)
     for at in range(0, len(rows), batch):
-        group = rows[at : at + batch]
-        longest = max(len(c) + len(r) for c, r in group)
-        ids = torch.tensor([[*c, *r] + [0] * (longest - len(c) - len(r)) for c, r in group])
-        mask = torch.tensor([[1] * (len(c) + len(r)) + [0] * (longest - len(c) - len(r)) for c, r in group])
+        group = order[at : at + batch]
+        texts = [[*rows[n][0], *rows[n][1]] for n in group]
+        longest = max(map(len, texts))
+        ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
+        mask = None if batch == 1 else torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
         logp = peer(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
-        for n, (c, r) in enumerate(group):
-            at_rows = torch.arange(len(c) - 1, len(c) + len(r) - 1)
-            found[c, r] = logp[n, at_rows, torch.tensor(r)].sum().item()
+        for row, n in enumerate(group):
+            context, response = rows[n]
+            predicting = torch.arange(len(context) - 1, len(context) + len(response) - 1)
+            found[n] = logp[row, predicting, torch.tensor(response)].sum().item()
     return found
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--prompts", type=int, default=2)
-    parser.add_argument("--instructions", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--documents", type=int, default=24, help="how many of the suite's documents are scored, evenly spaced")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8, help="rows of a transformers batch")
     args = parser.parse_args(argv)
@@ -58,25 +73,27 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.model)
     system = System(load_model(args.model, torch.float32, "cpu"), tokenizer, get_template("chatml", tokenizer), 4096, {})
     peer = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    bank = load_bank()
-    entries = [entry for entry in bank if entry.split == "test" and entry.responses][: args.prompts]
-    wording = {name: texts[-1] for name, texts in list(load_instructions().items())[: args.instructions]}
-    contexts = {}
-    for cell in {cell.digest: cell for cell in Grid(bank, entries, wording).cells()}.values():
-        context = tuple(context_ids(system, cell.prompt, cell.instruction))
-        contexts.setdefault(context, []).append(tuple(response_ids(system, cell.response)))
-    count, seconds, worst = sum(map(len, contexts.values())), {"ours": [], "transformers": []}, 0.0
+    asked, contexts, distinct, documents = layout(args.prompts)
+    sample = documents[:: max(1, len(documents) // args.documents)][: args.documents]
+    jobs = [(context_ids(system, prompt, instruction), [response_ids(system, text) for text in responses]) for (instruction, prompt), responses in sample]
+    count = sum(len(responses) for _, responses in jobs)
+    scorers = {"ours": lambda: ours(system, jobs), "transformers, one by one": lambda: transformers(peer, jobs, 1),
+               f"transformers, batches of {args.batch}": lambda: transformers(peer, jobs, args.batch)}
+    seconds, worst = {name: [] for name in scorers}, 0.0
     for _ in range(args.rounds):
-        start = time.perf_counter()
-        a = ours(system, contexts)
-        middle = time.perf_counter()
-        b = transformers(peer, contexts, args.batch)
-        seconds["ours"].append(middle - start)
-        seconds["transformers"].append(time.perf_counter() - middle)
-        worst = max(worst, *(abs(a[key] - b[key]) for key in b))
+        found = {}
+        for name, scorer in scorers.items():
+            start = time.perf_counter()
+            found[name] = scorer()
+            seconds[name].append(time.perf_counter() - start)
+            worst = max(worst, *(abs(a - b) for a, b in zip(found["ours"], found[name], strict=True)))
     rate = {name: count / statistics.median(values) for name, values in seconds.items()}
-    print(json.dumps({"contexts": len(contexts), "responses": count, "per_second": rate, "ratio": rate["ours"] / rate["transformers"],
-                      "seconds": seconds, "largest_difference_nats": worst, "torch": torch.__version__, "threads": torch.get_num_threads()}))
+    print(json.dumps({
+        "suite": {"prompts": args.prompts, "questions": asked, "contexts": contexts, "distinct": distinct},
+        "sample": {"documents": len(jobs), "responses": count, "tokens_ours": sum(len(c) + sum(map(len, r)) for c, r in jobs),
+                   "tokens_one_row_a_response": sum(len(c) * len(r) + sum(map(len, r)) for c, r in jobs)},
+        "per_second": rate, "ratio": {name: rate["ours"] / value for name, value in rate.items() if name != "ours"}, "seconds": seconds,
+        "largest_difference_nats": worst, "torch": torch.__version__, "threads": torch.get_num_threads()}, indent=1))
 
 
 if __name__ == "__main__":
