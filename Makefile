@@ -1,6 +1,7 @@
 # Two commands: `make demo` and `make test`. Each does its own set-up in .venv; everything here is an ordinary tool.
 PY := .venv/bin/python
 MODEL := models/smollm2
+WORKERS := 2
 # bfloat16 only where the CPU computes in it: elsewhere it is emulated, several times slower than float32
 DTYPE := $(if $(shell grep -m1 -w avx512_bf16 /proc/cpuinfo 2>/dev/null),bfloat16,float32)
 
@@ -17,7 +18,7 @@ demo: .venv/installed
 	$(PY) -m ecliptica.evaluation.report runs/demo
 
 test: .venv/installed
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 .venv/installed: constraints.txt setup.py
 	python3 -m venv .venv

@@ -13,5 +13,5 @@ setup(
     packages=find_packages(include=["ecliptica*", "kernels*", "model*"]),
     package_data={"ecliptica.isd": ["*.toml", "bank/*.jsonl", "sets/*"], "ecliptica": ["recipes/*.toml"]},
     install_requires=["torch>=2.6", "triton>=3.2; platform_system == 'Linux'", "safetensors", "tokenizers", "sentencepiece", "numpy", "tqdm"],
-    extras_require={"demo": ["gguf", "matplotlib"], "test": ["pytest", "gguf", "matplotlib"], "peer": PEERS},
+    extras_require={"demo": ["gguf", "matplotlib"], "test": ["pytest", "pytest-xdist", "filelock", "gguf", "matplotlib"], "peer": PEERS},
 )

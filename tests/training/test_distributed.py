@@ -44,8 +44,8 @@ def runs(tmp_path_factory, smollm2, preferences):
     path = tmp_path_factory.mktemp("ranks")
     for name, tied in (("untied", False), ("tied", True)):
         write_tiny(path / name, smollm2, tie_word_embeddings=tied)
-    data = write_jsonl(path / "train.jsonl", preferences)
-    (path / "r.toml").write_text(f'[model]\ndtype = "float32"\n[data]\ntrain = "{data}"\neval = "{data}"\n[lora]\nrank = 4\n[samples]\nmax_new_tokens = 3\n'
+    data, held_out = write_jsonl(path / "train.jsonl", preferences), write_jsonl(path / "eval.jsonl", preferences[:5])
+    (path / "r.toml").write_text(f'[model]\ndtype = "float32"\n[data]\ntrain = "{data}"\neval = "{held_out}"\n[lora]\nrank = 4\n[samples]\nmax_new_tokens = 3\n'
                                  f'[training]\nmax_steps = 5\nbatch_preferences = 5\nlr = 1e-3\neval_every = 4\nsample_every = 4\ncheckpoint_every = 2\n')
     (path / "several.py").write_text(SEVERAL)
 
