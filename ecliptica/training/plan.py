@@ -24,7 +24,7 @@ SHAPES = {  # for planning before the weights are there
     "llama3-70b": LlamaConfig(8192, 28672, 80, 64, 8, 128, 128256, 8192, 1e-5, 500000.0, None, False),
 }
 CONTEXT = 1.5  # GiB that a CUDA context, cuBLAS and NCCL take beside the tensors: an assumption
-SLACK = 0.3  # of the activations: what a CPU process holds beyond live tensors, lost between the blocks of glibc's heap; measured (docs/distributed.md)
+SLACK = 0.2  # of the activations: what a CPU process holds beyond live tensors, lost between the blocks of glibc's heap; measured (docs/distributed.md)
 FILL = 0.92  # of the memory that tensors may fill: what remains is lost between the allocator's blocks
 GIB = 2**30
 
