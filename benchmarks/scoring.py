@@ -1,6 +1,6 @@
 """The switch suite's scoring, ours and transformers' alternating: python benchmarks/scoring.py MODEL_DIR [--prompts 100 --documents 24 --rounds 2].
 
-The whole suite on that many test prompts is laid out, and an even sample of its documents (a context with up to 32 of its responses) is scored,
+The whole suite on that many test prompts is laid out, and a random sample of its documents (a context with up to 32 of its responses) is scored,
 float32, chatml, by each of three in turn. Ours: a context computed once, rows gathered before the head. transformers: one row a
 response, log-softmax of its logits, (a) a response at a time, (b) in right-padded batches of similar lengths. Prints scored responses
 per second, ratios (medians over the rounds), the largest difference between two log-probs in nats, and what the suite asks.
@@ -8,6 +8,7 @@ per second, ratios (medians over the rounds), the largest difference between two
 
 import argparse
 import json
+import random
 import statistics
 import time
 
@@ -64,7 +65,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--documents", type=int, default=24, help="how many of the suite's documents are scored, evenly spaced")
+    parser.add_argument("--documents", type=int, default=24, help="how many of the suite's documents are scored")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8, help="rows of a transformers batch")
     args = parser.parse_args(argv)
@@ -74,7 +75,7 @@ def main(argv=None):
     system = System(load_model(args.model, torch.float32, "cpu"), tokenizer, get_template("chatml", tokenizer), 4096, {})
     peer = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     asked, contexts, distinct, documents = layout(args.prompts)
-    sample = documents[:: max(1, len(documents) // args.documents)][: args.documents]
+    sample = random.Random(0).sample(documents, min(args.documents, len(documents)))
     jobs = [(context_ids(system, prompt, instruction), [response_ids(system, text) for text in responses]) for (instruction, prompt), responses in sample]
     count = sum(len(responses) for _, responses in jobs)
     scorers = {"ours": lambda: ours(system, jobs), "transformers, one by one": lambda: transformers(peer, jobs, 1),
