@@ -15,7 +15,7 @@ import time
 import torch
 
 from ecliptica.data.templates import get_template
-from ecliptica.evaluation.cells import RESPONSES_PER_DOCUMENT
+from ecliptica.evaluation.cells import documents
 from ecliptica.evaluation.grid import Grid
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_all
 from ecliptica.evaluation.systems import System
@@ -25,15 +25,11 @@ from model.weights import load_model
 
 
 def layout(prompts):
-    """(questions asked, contexts, distinct responses, [((instruction, prompt), [response])]: the documents) of the suite on the first `prompts`."""
+    """(questions asked, [[Cell]]: the documents that answer them) of the suite on the first `prompts`."""
     bank = load_bank()
     entries = [entry for entry in bank if entry.split == "test" and entry.responses][:prompts]
     asked = list(Grid(bank, entries, {name: texts[-1] for name, texts in load_instructions().items()}).cells())
-    contexts = {}
-    for cell in {cell.digest: cell for cell in asked}.values():
-        contexts.setdefault((cell.instruction, cell.prompt), []).append(cell.response)
-    documents = [(context, responses[at : at + RESPONSES_PER_DOCUMENT]) for context, responses in contexts.items() for at in range(0, len(responses), RESPONSES_PER_DOCUMENT)]
-    return len(asked), len(contexts), sum(map(len, contexts.values())), documents
+    return len(asked), documents({cell.digest: cell for cell in asked}.values())
 
 
 def ours(system, jobs):
@@ -74,9 +70,9 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.model)
     system = System(load_model(args.model, torch.float32, "cpu"), tokenizer, get_template("chatml", tokenizer), 4096, {})
     peer = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    asked, contexts, distinct, documents = layout(args.prompts)
-    sample = random.Random(0).sample(documents, min(args.documents, len(documents)))
-    jobs = [(context_ids(system, prompt, instruction), [response_ids(system, text) for text in responses]) for (instruction, prompt), responses in sample]
+    asked, parts = layout(args.prompts)
+    sample = random.Random(0).sample(parts, min(args.documents, len(parts)))
+    jobs = [(context_ids(system, part[0].prompt, part[0].instruction), [response_ids(system, cell.response) for cell in part]) for part in sample]
     count = sum(len(responses) for _, responses in jobs)
     scorers = {"ours": lambda: ours(system, jobs), "transformers, one by one": lambda: transformers(peer, jobs, 1),
                f"transformers, batches of {args.batch}": lambda: transformers(peer, jobs, args.batch)}
@@ -90,7 +86,7 @@ def main(argv=None):
             worst = max(worst, *(abs(a - b) for a, b in zip(found["ours"], found[name], strict=True)))
     rate = {name: count / statistics.median(values) for name, values in seconds.items()}
     print(json.dumps({
-        "suite": {"prompts": args.prompts, "questions": asked, "contexts": contexts, "distinct": distinct},
+        "suite": {"prompts": args.prompts, "questions": asked, "contexts": len({(part[0].instruction, part[0].prompt) for part in parts}), "distinct": sum(map(len, parts))},
         "sample": {"documents": len(jobs), "responses": count, "tokens_ours": sum(len(c) + sum(map(len, r)) for c, r in jobs),
                    "tokens_one_row_a_response": sum(len(c) * len(r) + sum(map(len, r)) for c, r in jobs)},
         "per_second": rate, "ratio": {name: rate["ours"] / value for name, value in rate.items() if name != "ours"}, "seconds": seconds,

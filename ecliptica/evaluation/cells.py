@@ -49,6 +49,14 @@ def read_lines(path):
     return found
 
 
+def documents(cells):
+    """[[Cell]]: those of one context, at most RESPONSES_PER_DOCUMENT; what is scored as one packed document."""
+    contexts = {}
+    for cell in cells:
+        contexts.setdefault((cell.instruction, cell.prompt), []).append(cell)
+    return [cells[at : at + RESPONSES_PER_DOCUMENT] for cells in contexts.values() for at in range(0, len(cells), RESPONSES_PER_DOCUMENT)]
+
+
 class Scores:
     """{Cell: (logp, tokens)} of one system, on disk. logp: float32 nats, summed over the response's tokens, end of turn included."""
 
@@ -69,10 +77,7 @@ class Scores:
             cell = next(iter(missing.values()))
             raise InputError(f"{self.path}: has no score of {self.label} for {cell.names or cell.prompt!r} (and {len(missing) - 1} more); "
                              "it was made with other settings or not finished: run without --rescore")
-        contexts = {}
-        for cell in missing.values():
-            contexts.setdefault((cell.instruction, cell.prompt), []).append(cell)
-        parts = [cells[at : at + RESPONSES_PER_DOCUMENT] for cells in contexts.values() for at in range(0, len(cells), RESPONSES_PER_DOCUMENT)]
+        parts = documents(missing.values())
         jobs = [(str(part[0].names or part[0].prompt), context_ids(self.system, part[0].prompt, part[0].instruction),
                  [response_ids(self.system, cell.response) for cell in part]) for part in parts]
         for index, (logps, tokens, _) in score_stream(self.system, jobs, self.label):
