@@ -11,7 +11,9 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="suite", required=True)
     for name in suites.NAMES:
         suite = suites.get(name)
-        suite.add_arguments(commands.add_parser(name, help=suite.__doc__.splitlines()[0], description=suite.__doc__))
+        suite.add_arguments(
+            commands.add_parser(name, help=suite.__doc__.splitlines()[0], description=suite.__doc__)
+        )
     args = parser.parse_args(argv)
     suites.get(args.suite).run(args)
 

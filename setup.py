@@ -11,7 +11,22 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ecliptica*", "kernels*", "model*"]),
-    package_data={"ecliptica.isd": ["*.toml", "bank/*.jsonl", "sets/*"], "ecliptica": ["recipes/*.toml"]},
-    install_requires=["torch>=2.6", "triton>=3.2; platform_system == 'Linux'", "safetensors", "tokenizers", "sentencepiece", "numpy", "tqdm"],
-    extras_require={"demo": ["gguf", "matplotlib"], "test": ["pytest", "pytest-xdist", "filelock", "gguf", "matplotlib"], "peer": PEERS},
+    package_data={
+        "ecliptica.isd": ["*.toml", "bank/*.jsonl", "sets/*"],
+        "ecliptica": ["recipes/*.toml"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "triton>=3.2; platform_system == 'Linux'",
+        "safetensors",
+        "tokenizers",
+        "sentencepiece",
+        "numpy",
+        "tqdm",
+    ],
+    extras_require={
+        "demo": ["gguf", "matplotlib"],
+        "test": ["pytest", "pytest-xdist", "filelock", "gguf", "matplotlib"],
+        "peer": PEERS,
+    },
 )

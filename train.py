@@ -17,7 +17,9 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("recipe", help="TOML path or shipped recipe name")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--plan", action="store_true", help="print what the run would need, and stop")
+    parser.add_argument(
+        "--plan", action="store_true", help="print what the run would need, and stop"
+    )
     args = parser.parse_intermixed_args(argv)
     if args.plan:
         print(plan.report(config.load(args.recipe, args.overrides)))

@@ -15,7 +15,10 @@ def main(argv):
     with open(out, "w", encoding="utf-8") as file:
         for p in formats.read(data, "cita"):
             row = {"prompt": as_text(render_context(template, p.prompt, p.instruction))}
-            row |= {side: as_text(response_pieces(template, text)) for side, text in zip(("chosen", "rejected"), p.responses, strict=True)}
+            row |= {
+                side: as_text(response_pieces(template, text))
+                for side, text in zip(("chosen", "rejected"), p.responses, strict=True)
+            }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

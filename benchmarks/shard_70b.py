@@ -35,13 +35,28 @@ def main():
         model = Llama(SHAPES["llama3-70b"], torch.bfloat16)
     whole = sum(p.numel() for p in model.parameters())
     model = model if args.full else add_lora(model, 8, 16, ("q_proj", "v_proj"))
-    shard(model, mesh(Ranks(args.rank, args.gpus), args.replicas, "cpu"), torch.bfloat16 if args.full else None)
+    shard(
+        model,
+        mesh(Ranks(args.rank, args.gpus), args.replicas, "cpu"),
+        torch.bfloat16 if args.full else None,
+    )
     seconds = time.perf_counter() - start
     kept = {True: 0, False: 0}
     for name, p in model.named_parameters():
         kept["lora_" in name] += p.to_local().numel()
-    print(json.dumps({"gpus": args.gpus, "replicas": args.replicas, "rank": args.rank, "parameters": whole, "kept": kept[False], "kept_lora": kept[True],
-                      "seconds": round(seconds, 2)}))
+    print(
+        json.dumps(
+            {
+                "gpus": args.gpus,
+                "replicas": args.replicas,
+                "rank": args.rank,
+                "parameters": whole,
+                "kept": kept[False],
+                "kept_lora": kept[True],
+                "seconds": round(seconds, 2),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,12 @@ SHAPES = {
     "8b": (4096, 14336, 32, 32, 8, 128, 128256),
     "small": (64, 128, 2, 4, 2, 16, 512),
 }  # hidden_size, intermediate_size, layers, heads, key-value heads, head_dim, vocabulary
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}  # dense bfloat16, data sheets
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+}  # dense bfloat16, data sheets
 
 
 def batches(vocabulary, count, prompt, response, device):
@@ -35,19 +40,37 @@ def batches(vocabulary, count, prompt, response, device):
     def tokens(n):
         return tuple(torch.randint(0, vocabulary, (n,), generator=g).tolist())
 
-    return [pack([Encoded(str(i), tokens(prompt), (tokens(response), tokens(response)), (1.0, 0.0)) for i in range(count)]).to(device)]
+    return [
+        pack(
+            [
+                Encoded(str(i), tokens(prompt), (tokens(response), tokens(response)), (1.0, 0.0))
+                for i in range(count)
+            ]
+        ).to(device)
+    ]
 
 
 def main():
-    parser = argparse.ArgumentParser(description="CITA steps of a randomly initialised model with LoRA")
+    parser = argparse.ArgumentParser(
+        description="CITA steps of a randomly initialised model with LoRA"
+    )
     parser.add_argument("out")
     parser.add_argument("--shape", choices=list(SHAPES), default="8b")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--preferences", type=int, default=8)
-    parser.add_argument("--tokens", type=int, nargs=2, default=(512, 256), metavar=("PROMPT", "RESPONSE"))
+    parser.add_argument(
+        "--tokens", type=int, nargs=2, default=(512, 256), metavar=("PROMPT", "RESPONSE")
+    )
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = LlamaConfig(*SHAPES[args.shape], 8192, rms_norm_eps=1e-5, rope_theta=500000.0, rope_scaling=None, tie_word_embeddings=False)
+    config = LlamaConfig(
+        *SHAPES[args.shape],
+        8192,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        rope_scaling=None,
+        tie_word_embeddings=False,
+    )
     torch.manual_seed(0)
     with torch.device(device):
         torch.set_default_dtype(torch.bfloat16)
@@ -57,8 +80,12 @@ def main():
         for name, p in model.named_parameters():
             p.fill_(1.0) if "norm" in name else p.normal_(0, 0.02)
     model.requires_grad_(False)
-    parameters = sum(p.numel() for p in model.parameters()) - model.model.embed_tokens.weight.numel()
-    add_lora(model, 16, 16, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    parameters = (
+        sum(p.numel() for p in model.parameters()) - model.model.embed_tokens.weight.numel()
+    )
+    add_lora(
+        model, 16, 16, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
     for block in model.model.layers:
         block.recompute = "full"
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
@@ -70,11 +97,16 @@ def main():
         torch.cuda.reset_peak_memory_stats()
     for step in range(args.steps + 2):  # two warm up
         start = time.perf_counter()
-        metrics = optimizer_step(model, adapter_off_reference(model), objective, settings, packed, 0.01, optimizer, 1.0)
+        metrics = optimizer_step(
+            model, adapter_off_reference(model), objective, settings, packed, 0.01, optimizer, 1.0
+        )
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-        print(f"step {step}: {seconds[-1]:.3f} s, loss {metrics['loss']:.4f}, kl {metrics['kl']:.4f}", flush=True)
+        print(
+            f"step {step}: {seconds[-1]:.3f} s, loss {metrics['loss']:.4f}, kl {metrics['kl']:.4f}",
+            flush=True,
+        )
     median = statistics.median(seconds[2:])
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     peak = next((flops for kind, flops in PEAK_FLOPS.items() if kind in name), None)

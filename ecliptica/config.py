@@ -135,12 +135,40 @@ CHOICES = {
     "training.activation_checkpointing": ("off", "selective", "full"),
     "training.device": ("auto", "cpu", "cuda"),
 }
-ABOVE_ZERO = ("objective.beta", "lora.alpha", "training.lr", "training.batch_preferences", "training.micro_preferences",
-              "training.epochs", "training.clip_norm", "data.max_tokens", "data.keep_prompt_tokens", "samples.max_new_tokens",
-              "data.isd_rounds", "training.replicas", "training.keep_checkpoints", "training.stall_seconds", "plan.gpus", "plan.gpus_per_node", "plan.mfu")
-NOT_BELOW_ZERO = ("objective.kl_weight_start", "objective.kl_weight_end", "objective.preference_weight", "lora.rank", "training.max_steps",
-                  "training.weight_decay", "training.warmup", "training.seed", "training.eval_every", "training.sample_every",
-                  "training.checkpoint_every", "training.cache_budget_gib", "plan.tokens")
+ABOVE_ZERO = (
+    "objective.beta",
+    "lora.alpha",
+    "training.lr",
+    "training.batch_preferences",
+    "training.micro_preferences",
+    "training.epochs",
+    "training.clip_norm",
+    "data.max_tokens",
+    "data.keep_prompt_tokens",
+    "samples.max_new_tokens",
+    "data.isd_rounds",
+    "training.replicas",
+    "training.keep_checkpoints",
+    "training.stall_seconds",
+    "plan.gpus",
+    "plan.gpus_per_node",
+    "plan.mfu",
+)
+NOT_BELOW_ZERO = (
+    "objective.kl_weight_start",
+    "objective.kl_weight_end",
+    "objective.preference_weight",
+    "lora.rank",
+    "training.max_steps",
+    "training.weight_decay",
+    "training.warmup",
+    "training.seed",
+    "training.eval_every",
+    "training.sample_every",
+    "training.checkpoint_every",
+    "training.cache_budget_gib",
+    "plan.tokens",
+)
 
 
 def load(recipe, overrides=()):
@@ -151,12 +179,16 @@ def load(recipe, overrides=()):
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; expected a TOML recipe") from error
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror}; expected a TOML recipe"
+        ) from error
     for override in overrides:
         key, equals, value = override.partition("=")
         section, dot, leaf = key.partition(".")
         if not (equals and dot and leaf):
-            raise InputError(f"{override!r}: expected section.key=value, such as objective.beta=0.1")
+            raise InputError(
+                f"{override!r}: expected section.key=value, such as objective.beta=0.1"
+            )
         table = raw.setdefault(section, {})
         if not isinstance(table, dict):
             raise InputError(f"{path}: {section!r} must be a table")
@@ -176,7 +208,9 @@ def recipe_path(recipe):
     shipped = RECIPES / f"{recipe}.toml"
     if not shipped.exists():
         names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-        raise InputError(f"{recipe}: no such recipe; expected a TOML path or one of {', '.join(names)}{_hint(str(recipe), names)}")
+        raise InputError(
+            f"{recipe}: no such recipe; expected a TOML path or one of {', '.join(names)}{_hint(str(recipe), names)}"
+        )
     return shipped
 
 
@@ -184,23 +218,38 @@ def check(config):
     """The rules that types alone do not say. Returns the config."""
     for key, allowed in CHOICES.items():
         if (value := value_of(config, key)) not in allowed:
-            raise InputError(f"{key}: expected one of {', '.join(allowed)}, got {value!r}{_hint(str(value), allowed)}")
-    for keys, good, wanted in ((ABOVE_ZERO, lambda v: v > 0, "> 0"), (NOT_BELOW_ZERO, lambda v: v >= 0, ">= 0")):
+            raise InputError(
+                f"{key}: expected one of {', '.join(allowed)}, got {value!r}{_hint(str(value), allowed)}"
+            )
+    for keys, good, wanted in (
+        (ABOVE_ZERO, lambda v: v > 0, "> 0"),
+        (NOT_BELOW_ZERO, lambda v: v >= 0, ">= 0"),
+    ):
         for key in keys:
             if not good(value := value_of(config, key)):
                 raise InputError(f"{key}: expected {wanted}, got {value}")
     for key, default in vars(DataConfig()).items():
-        if key.startswith("isd_") and config.data.format != "isd" and getattr(config.data, key) != default:
-            raise InputError(f"data.{key}: for data.format=isd alone, got data.format={config.data.format}")
+        if (
+            key.startswith("isd_")
+            and config.data.format != "isd"
+            and getattr(config.data, key) != default
+        ):
+            raise InputError(
+                f"data.{key}: for data.format=isd alone, got data.format={config.data.format}"
+            )
     for key in ("model.path", "data.train"):
         if not value_of(config, key) and not (key == "data.train" and config.data.format == "isd"):
             raise InputError(f"{key}: not set; give it in the recipe or as {key}=PATH")
     if config.lora.rank == 0 and config.training.reference == "adapter-off":
-        raise InputError("training.reference: adapter-off needs LoRA, but lora.rank is 0; use training.reference=model")
+        raise InputError(
+            "training.reference: adapter-off needs LoRA, but lora.rank is 0; use training.reference=model"
+        )
     if config.lora.rank > 0 and not config.lora.targets:
         raise InputError("lora.targets: empty; expected layer names such as q_proj, v_proj")
     if config.training.warmup > 1:
-        raise InputError(f"training.warmup: a share of the steps, expected 0 to 1, got {config.training.warmup}")
+        raise InputError(
+            f"training.warmup: a share of the steps, expected 0 to 1, got {config.training.warmup}"
+        )
     return config
 
 
@@ -225,7 +274,12 @@ def _toml(value):
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+        escaped = (
+            value.replace("\\", "\\\\")
+            .replace('"', '\\"')
+            .replace("\n", "\\n")
+            .replace("\t", "\\t")
+        )
         return f'"{escaped}"'
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_toml, value))}]"
@@ -245,7 +299,9 @@ def _build(cls, table, prefix, where):
     values = {}
     for key, value in table.items():
         if key not in known:
-            raise InputError(f"{where}: unknown key {prefix}{key}{_hint(key, known)}; expected one of {', '.join(known)}")
+            raise InputError(
+                f"{where}: unknown key {prefix}{key}{_hint(key, known)}; expected one of {', '.join(known)}"
+            )
         kind = known[key].type
         if is_dataclass(kind):
             if not isinstance(value, dict):

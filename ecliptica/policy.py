@@ -37,7 +37,14 @@ def reference_rows(model, batch):
         hidden_TD = hidden(model, batch)
         weight_VD = model.head_weight_VD.to(model.dtype)
         rows_U = batch.rows_R.unique()
-        logp_U = linear_logp_kl(hidden_TD, weight_VD, rows_U, torch.zeros_like(rows_U), torch.arange(len(rows_U), device=rows_U.device), len(rows_U)).logp_S
+        logp_U = linear_logp_kl(
+            hidden_TD,
+            weight_VD,
+            rows_U,
+            torch.zeros_like(rows_U),
+            torch.arange(len(rows_U), device=rows_U.device),
+            len(rows_U),
+        ).logp_S
     hidden_UD = hidden_TD[rows_U]
     return hidden_UD, hidden_UD.float() @ weight_VD[0].float() - logp_U
 
@@ -60,24 +67,44 @@ def score(model, batch, reference=None, kl="exact", grad=True):
     sequence, the authors' trainer; both for ablation only. "none": reported nowhere.
     """
     with nullcontext() if grad else torch.no_grad():
-        ref_TD, ref_VD = reference(batch) if reference else (None, None)  # first: a sharded policy then goes from forward to backward
+        ref_TD, ref_VD = (
+            reference(batch) if reference else (None, None)
+        )  # first: a sharded policy then goes from forward to backward
         policy_TD = hidden(model, batch)
-        weight_VD = model.head_weight_VD.to(model.dtype)  # after the forward, which gathers a sharded head
+        weight_VD = model.head_weight_VD.to(
+            model.dtype
+        )  # after the forward, which gathers a sharded head
         if reference and kl == "printed":
             return _printed(batch, policy_TD, weight_VD, ref_TD, ref_VD)
         out = linear_logp_kl(
-            policy_TD, weight_VD, batch.rows_R, batch.targets_R, batch.segments_R, batch.num_sequences, ref_TD, ref_VD
+            policy_TD,
+            weight_VD,
+            batch.rows_R,
+            batch.targets_R,
+            batch.segments_R,
+            batch.num_sequences,
+            ref_TD,
+            ref_VD,
         )
     kl_S = out.kl_S
     if reference and kl == "logratio":
         kl_S = out.logp_S - out.ref_logp_S
-    return SequenceStats(out.logp_S, out.tokens_S, batch.owner_S, batch.scores_S, None if kl == "none" else kl_S, out.ref_logp_S)
+    return SequenceStats(
+        out.logp_S,
+        out.tokens_S,
+        batch.owner_S,
+        batch.scores_S,
+        None if kl == "none" else kl_S,
+        out.ref_logp_S,
+    )
 
 
 def _printed(batch, policy_TD, weight_VD, ref_TD, ref_VD):
     """Per-token log-probs, then sums per sequence: the printed formula needs pi(y_t) of every token."""
     each = torch.arange(batch.rows_R.numel(), device=batch.rows_R.device)
-    out = linear_logp_kl(policy_TD, weight_VD, batch.rows_R, batch.targets_R, each, each.numel(), ref_TD, ref_VD)
+    out = linear_logp_kl(
+        policy_TD, weight_VD, batch.rows_R, batch.targets_R, each, each.numel(), ref_TD, ref_VD
+    )
 
     def per_sequence(x_R):
         return x_R.new_zeros(batch.num_sequences).index_add(0, batch.segments_R, x_R)
@@ -85,5 +112,10 @@ def _printed(batch, policy_TD, weight_VD, ref_TD, ref_VD):
     kl_R = out.logp_S.exp() * (out.logp_S - out.ref_logp_S)
     tokens_S = per_sequence(torch.ones_like(out.logp_S)).long()
     return SequenceStats(
-        per_sequence(out.logp_S), tokens_S, batch.owner_S, batch.scores_S, per_sequence(kl_R), per_sequence(out.ref_logp_S)
+        per_sequence(out.logp_S),
+        tokens_S,
+        batch.owner_S,
+        batch.scores_S,
+        per_sequence(kl_R),
+        per_sequence(out.ref_logp_S),
     )

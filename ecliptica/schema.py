@@ -19,7 +19,10 @@ class Preference:
     responses: tuple[str, ...]
     instruction: str | None = None
     turns: tuple[tuple[str, str], ...] = ()  # earlier (user, assistant) turns of the conversation
-    scores: tuple[float, ...] = (1.0, 0.0)  # one per response; only rrhf reads more than their order
+    scores: tuple[float, ...] = (
+        1.0,
+        0.0,
+    )  # one per response; only rrhf reads more than their order
     rationale: str | None = None
 
 
@@ -55,7 +58,9 @@ class PackedBatch:
     segments_R: torch.Tensor  # which sequence
     owner_S: torch.Tensor  # which preference each sequence answers
     scores_S: torch.Tensor
-    ids: tuple[str, ...]  # of the preferences; none in a filler, which a rank without work of its own runs and nobody counts
+    ids: tuple[
+        str, ...
+    ]  # of the preferences; none in a filler, which a rank without work of its own runs and nobody counts
     keys: tuple[str, ...]  # Encoded.key of each
 
     @property
@@ -102,5 +107,7 @@ class Counts:
     skipped: list[str] = field(default_factory=list)
 
     def line(self):
-        return (f"{self.kept} preferences, {self.prompts_cut} prompts cut, {self.responses_cut} responses cut, "
-                f"{len(self.dropped)} dropped, {len(self.skipped)} bad lines skipped")
+        return (
+            f"{self.kept} preferences, {self.prompts_cut} prompts cut, {self.responses_cut} responses cut, "
+            f"{len(self.dropped)} dropped, {len(self.skipped)} bad lines skipped"
+        )

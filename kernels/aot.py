@@ -16,7 +16,11 @@ import torch
 
 from kernels.common import INTERPRET, Parser
 
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one block may have, by compute capability
+SHARED_LIMIT = {
+    80: 163 << 10,
+    90: 227 << 10,
+    100: 227 << 10,
+}  # bytes that one block may have, by compute capability
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
@@ -71,14 +75,28 @@ def layer_cases():
         for D, kernel, train in ((n.WIDEST, n.rms_norm_forward, None), (n.WIDEST, n.rms_norm_backward, False),
                                  (n.WIDEST // 2, n.rms_norm_backward, True), (n.WIDEST, n.rms_norm_backward, True)):  # fmt: skip
             options = n.options(D)
-            constants = {"BLOCK": options.pop("BLOCK")} | ({} if train is None else {"TRAIN": train})
-            name = f"rms_norm {pointer[1:]} " + {None: "forward", False: "frozen", True: f"train {D}"}[train]
-            yield Case(name, kernel, {k: v for k, v in types.items() if k in kernel.arg_names}, constants, options, ("eps", "N", "rows"))
+            constants = {"BLOCK": options.pop("BLOCK")} | (
+                {} if train is None else {"TRAIN": train}
+            )
+            name = (
+                f"rms_norm {pointer[1:]} "
+                + {None: "forward", False: "frozen", True: f"train {D}"}[train]
+            )
+            yield Case(
+                name,
+                kernel,
+                {k: v for k, v in types.items() if k in kernel.arg_names},
+                constants,
+                options,
+                ("eps", "N", "rows"),
+            )
         types = dict.fromkeys(("DY", "G", "U", "DG", "DU", "Y"), pointer)
         types |= dict.fromkeys(("dy_step", "g_step", "u_step", "F", "blocks"), "i32")
         for name, kernel in (("forward", s.swiglu_forward), ("backward", s.swiglu_backward)):
             used = {k: v for k, v in types.items() if k in kernel.arg_names}
-            yield Case(f"swiglu {pointer[1:]} {name}", kernel, used, {"BLOCK": s.BLOCK}, {}, ("blocks",))
+            yield Case(
+                f"swiglu {pointer[1:]} {name}", kernel, used, {"BLOCK": s.BLOCK}, {}, ("blocks",)
+            )
 
 
 def head_cases():
@@ -87,24 +105,81 @@ def head_cases():
     for dtype, pointer in POINTER.items():
         floats = dict.fromkeys(("H", "W", "H0", "W0"), pointer)
         ints = dict.fromkeys(("R", "V", "D", "D0", "row_blocks", "span", "step"), "i32")
-        for variant, (has_ref, shared) in {"logp": (False, False), "shared": (True, True), "two heads": (True, False)}.items():
+        for variant, (has_ref, shared) in {
+            "logp": (False, False),
+            "shared": (True, True),
+            "two heads": (True, False),
+        }.items():
             tiles = t.stream_tiles(dtype, has_ref, shared)
             options = {"num_warps": tiles.pop("num_warps"), "num_stages": tiles.pop("num_stages")}
             constants = {"HAS_REF": has_ref, "SHARED": shared, "WIDEN": False, **tiles}
             types = {**floats, "TARGET": "*i64", "PART": "*fp32", **ints}
-            yield Case(f"stream {pointer[1:]} {variant}", t.stream, types, constants, options, ("R", "V", "row_blocks", "step"), True)
+            yield Case(
+                f"stream {pointer[1:]} {variant}",
+                t.stream,
+                types,
+                constants,
+                options,
+                ("R", "V", "row_blocks", "step"),
+                True,
+            )
         halves = 4 // dtype.itemsize
-        types = {"Z": "*fp32", "TARGET": "*i64", "STATS": "*fp32", "OUT": pointer, "n": "i32", "stats_step": "i32", "V": "i32"}
+        types = {
+            "Z": "*fp32",
+            "TARGET": "*i64",
+            "STATS": "*fp32",
+            "OUT": pointer,
+            "n": "i32",
+            "stats_step": "i32",
+            "V": "i32",
+        }
         constants = {"HAS_REF": True, "JACOBIAN": True, "HALVES": halves, "BLOCK": t.BLOCK}
-        yield Case(f"row_statistics {pointer[1:]}", t.row_statistics, types, constants, {"num_warps": 16}, ("n", "stats_step"))
-        types = {"Z": "*fp32", "REF": "*fp32", "STATS": "*fp32", "G": "*fp32", "K": "*fp32", "TARGET": "*i64", "OUT": pointer}
+        yield Case(
+            f"row_statistics {pointer[1:]}",
+            t.row_statistics,
+            types,
+            constants,
+            {"num_warps": 16},
+            ("n", "stats_step"),
+        )
+        types = {
+            "Z": "*fp32",
+            "REF": "*fp32",
+            "STATS": "*fp32",
+            "G": "*fp32",
+            "K": "*fp32",
+            "TARGET": "*i64",
+            "OUT": pointer,
+        }
         constants = {"HAS_REF": True, "HALVES": halves, "BLOCK": t.BLOCK}
         types |= {"stats_step": "i32", "width": "i32"}
-        yield Case(f"row_dlogits {pointer[1:]}", t.row_dlogits, types, constants, {"num_warps": 8}, ("stats_step",))
-        types = dict.fromkeys(("ORDER", "OFFSETS"), "*i64") | dict.fromkeys(("X", "Y", "G", "K"), "*fp32")
+        yield Case(
+            f"row_dlogits {pointer[1:]}",
+            t.row_dlogits,
+            types,
+            constants,
+            {"num_warps": 8},
+            ("stats_step",),
+        )
+        types = dict.fromkeys(("ORDER", "OFFSETS"), "*i64") | dict.fromkeys(
+            ("X", "Y", "G", "K"), "*fp32"
+        )
         types |= {"SEGMENT": "*i64", "OUT": pointer, "D": "i32"}
-        yield Case(f"segment_sum {pointer[1:]}", t.segment_sum, types, {"WEIGHTED": True, "HAS_Y": True, "BJ": 4, "BD": 256}, {})
-    yield Case("segment_sum scalars", t.segment_sum, types | {"OUT": "*fp32"}, {"WEIGHTED": False, "HAS_Y": False, "BJ": 128, "BD": 4}, {}, ("D",))
+        yield Case(
+            f"segment_sum {pointer[1:]}",
+            t.segment_sum,
+            types,
+            {"WEIGHTED": True, "HAS_Y": True, "BJ": 4, "BD": 256},
+            {},
+        )
+    yield Case(
+        "segment_sum scalars",
+        t.segment_sum,
+        types | {"OUT": "*fp32"},
+        {"WEIGHTED": False, "HAS_Y": False, "BJ": 128, "BD": 4},
+        {},
+        ("D",),
+    )
     types = {"PART": "*fp32", "STATS": "*fp32", "R": "i32", "spans": "i32", "step": "i32"}
     yield Case("merge", t.merge, types, {"HAS_REF": True, "BR": 128}, {}, ("R", "spans", "step"))
 
@@ -117,7 +192,11 @@ def compile_case(case, arch):
 
     names = case.kernel.arg_names
     types = {name: case.types.get(name, "constexpr") for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in case.types and name not in case.unaligned}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if name in case.types and name not in case.unaligned
+    }
     source = ASTSource(fn=case.kernel, signature=types, constexprs=case.constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=case.options)
     registers, spilled = resources(compiled.asm["cubin"])
@@ -135,20 +214,31 @@ def resources(cubin):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
-    used = {name: max(map(int, re.findall(rf"{name}:(\d+)", text))) for name in ("REG", "STACK", "LOCAL")}
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    used = {
+        name: max(map(int, re.findall(rf"{name}:(\d+)", text)))
+        for name in ("REG", "STACK", "LOCAL")
+    }
     return used["REG"], used["STACK"] + used["LOCAL"]
 
 
 def main(argv=None):
-    parser = Parser(prog="python -m kernels.aot", description=__doc__.splitlines()[0].split(": ", 1)[1])
-    parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT))
+    parser = Parser(
+        prog="python -m kernels.aot", description=__doc__.splitlines()[0].split(": ", 1)[1]
+    )
+    parser.add_argument(
+        "--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT), choices=sorted(SHARED_LIMIT)
+    )
     args = parser.parse_args(argv)
     if INTERPRET:
         parser.error("TRITON_INTERPRET=1 replaces the compiler: unset it")
     if importlib.util.find_spec("triton") is None:
         parser.error("Triton is not installed: nothing to compile with")
-    print(f"{'kernel':26}{'arch':>7}{'registers':>11}{'spilled':>9}{'shared':>9}{'limit':>8}  product")
+    print(
+        f"{'kernel':26}{'arch':>7}{'registers':>11}{'spilled':>9}{'shared':>9}{'limit':>8}  product"
+    )
     failed = 0
     for case in cases():
         for arch in args.arch:

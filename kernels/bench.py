@@ -38,8 +38,15 @@ class Inputs:
         self.hidden = torch.randn(R, D, generator=g, device=device)
         self.ref = (self.hidden + 0.1 * torch.randn(R, D, generator=g, device=device)).to(dtype)
         self.hidden = self.hidden.to(dtype).requires_grad_()
-        self.weight = torch.randn(V, D, generator=g, device=device, dtype=dtype).mul_(D**-0.5).requires_grad_(train_head)
-        self.rows, self.targets = torch.arange(R, device=device), torch.randint(0, V, (R,), generator=g, device=device)
+        self.weight = (
+            torch.randn(V, D, generator=g, device=device, dtype=dtype)
+            .mul_(D**-0.5)
+            .requires_grad_(train_head)
+        )
+        self.rows, self.targets = (
+            torch.arange(R, device=device),
+            torch.randint(0, V, (R,), generator=g, device=device),
+        )
         self.segments, self.count = self.rows // 64, math.ceil(R / 64)
 
     def clear(self):
@@ -48,7 +55,9 @@ class Inputs:
 
 def ours(backend):
     def step(x):
-        out = linear_logp_kl(x.hidden, x.weight, x.rows, x.targets, x.segments, x.count, x.ref, backend=backend)
+        out = linear_logp_kl(
+            x.hidden, x.weight, x.rows, x.targets, x.segments, x.count, x.ref, backend=backend
+        )
         (out.logp_S.sum() + out.kl_S.sum()).backward()
 
     return step
@@ -67,17 +76,32 @@ def peers():
     """name -> (step, what it computes); those that import."""
     found = {}
     try:
-        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as LigerCE
+        from liger_kernel.ops.fused_linear_cross_entropy import (
+            LigerFusedLinearCrossEntropyFunction as LigerCE,
+        )
         from liger_kernel.ops.fused_linear_jsd import LigerFusedLinearJSDFunction as LigerJSD
 
-        found["liger fused_linear_jsd"] = lambda x: LigerJSD.apply(x.hidden, x.weight, x.ref, x.weight.detach(), None, 1.0).backward(), "KL, one scalar"
-        found["liger fused_linear_ce"] = lambda x: LigerCE.apply(x.hidden, x.weight, x.targets)[0].backward(), "log-prob, one scalar"
+        found["liger fused_linear_jsd"] = (
+            lambda x: LigerJSD.apply(
+                x.hidden, x.weight, x.ref, x.weight.detach(), None, 1.0
+            ).backward(),
+            "KL, one scalar",
+        )
+        found["liger fused_linear_ce"] = (
+            lambda x: LigerCE.apply(x.hidden, x.weight, x.targets)[0].backward(),
+            "log-prob, one scalar",
+        )
     except ImportError as e:
         print(f"liger-kernel: not measured ({e})", file=sys.stderr)
     try:
         from cut_cross_entropy import linear_cross_entropy
 
-        found["cce_exact"] = lambda x: linear_cross_entropy(x.hidden, x.weight, x.targets, impl="cce_exact").backward(), "log-prob"
+        found["cce_exact"] = (
+            lambda x: linear_cross_entropy(
+                x.hidden, x.weight, x.targets, impl="cce_exact"
+            ).backward(),
+            "log-prob",
+        )
     except ImportError as e:
         print(f"cut-cross-entropy: not measured ({e})", file=sys.stderr)
     return found
@@ -85,7 +109,9 @@ def peers():
 
 def systems(device, with_peers):
     names = ["torch"] if device == "cpu" else ["torch", "triton", "triton-stream", "triton-chunk"]
-    found = {"dense torch": (dense, "log-prob, KL")} | {name: (ours(name), "log-prob, KL per sequence") for name in names}
+    found = {"dense torch": (dense, "log-prob, KL")} | {
+        name: (ours(name), "log-prob, KL per sequence") for name in names
+    }
     return found | (peers() if with_peers else {})
 
 
@@ -133,8 +159,22 @@ def peak_here(step, x, device):
 
 def peak_elsewhere(name, case, R, dtype, train):
     """peak_here in a fresh process: a process's peak never falls."""
-    command = [sys.executable, "-m", "kernels.bench", "--peak-of", name, "--case", case, "--rows", str(R), "--dtype", dtype]
-    done = subprocess.run(command + ["--trained"] * train, capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "kernels.bench",
+        "--peak-of",
+        name,
+        "--case",
+        case,
+        "--rows",
+        str(R),
+        "--dtype",
+        dtype,
+    ]
+    done = subprocess.run(
+        command + ["--trained"] * train, capture_output=True, text=True, check=True
+    )
     return int(done.stdout)
 
 
@@ -159,13 +199,26 @@ def measure(case, R, dtype, train, device, repeats, with_peers):
                 times.setdefault(name, []).append(ms)
     base = statistics.median(times["dense torch"]) if "dense torch" in times else None
     for name, (step, computes) in running.items():
-        row = {"case": case, "R": R, "D": D, "V": V, "dtype": dtype, "head": "trained" if train else "frozen", "system": name, "computes": computes}
+        row = {
+            "case": case,
+            "R": R,
+            "D": D,
+            "V": V,
+            "dtype": dtype,
+            "head": "trained" if train else "frozen",
+            "system": name,
+            "computes": computes,
+        }
         if name in failed:
             yield row | {"failed": failed[name]}
             continue
         ms = statistics.median(times[name])
         x.clear()
-        peak = peak_here(step, x, device) if device == "cuda" else peak_elsewhere(name, case, R, dtype, train)
+        peak = (
+            peak_here(step, x, device)
+            if device == "cuda"
+            else peak_elsewhere(name, case, R, dtype, train)
+        )
         yield row | {"ms": ms, "times": times[name], "over_dense": ms / base if base else None, "tflops": flops / ms / 1e9,
                      "floor_share": flops / rate / (ms / 1e3), "peak_bytes": peak}  # fmt: skip
 
@@ -188,14 +241,26 @@ def plot(rows, path):
     panels = {}
     for row in rows:
         if "ms" in row:
-            panels.setdefault(f"{row['case']}  R {row['R']}\n{row['dtype']}, {row['head']} head", []).append(row)
+            panels.setdefault(
+                f"{row['case']}  R {row['R']}\n{row['dtype']}, {row['head']} head", []
+            ).append(row)
     columns = min(4, len(panels))
-    figure, axes = plt.subplots(math.ceil(len(panels) / columns), columns, figsize=(3.6 * columns, 3.4 * math.ceil(len(panels) / columns)), squeeze=False)
+    figure, axes = plt.subplots(
+        math.ceil(len(panels) / columns),
+        columns,
+        figsize=(3.6 * columns, 3.4 * math.ceil(len(panels) / columns)),
+        squeeze=False,
+    )
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis, (title, group) in zip(axes.flat, panels.items()):
         names = [row["system"] for row in group]
-        axis.bar(names, [row["ms"] for row in group], color=["#999999" if n == "dense torch" else "#2a6f97" for n in names], width=0.6)
+        axis.bar(
+            names,
+            [row["ms"] for row in group],
+            color=["#999999" if n == "dense torch" else "#2a6f97" for n in names],
+            width=0.6,
+        )
         for i, row in enumerate(group):
             axis.plot([i] * len(row["times"]), row["times"], ".", color="black", markersize=4)
         axis.set_title(title, fontsize=9)
@@ -207,13 +272,17 @@ def plot(rows, path):
 
 def run(cases, rows, dtypes, heads, device, repeats, with_peers):
     """Print the table; returns its rows."""
-    print(f"{'case':10}{'R':>6}  {'dtype':9}{'head':8} {'system':24}{'ms':>9}{'dense':>8}{'TFLOP/s':>9}{'floor':>7}{'peak MiB':>10}  computes")
+    print(
+        f"{'case':10}{'R':>6}  {'dtype':9}{'head':8} {'system':24}{'ms':>9}{'dense':>8}{'TFLOP/s':>9}{'floor':>7}{'peak MiB':>10}  computes"
+    )
     results = []
     for case in cases:
         for R in rows:
             for dtype in dtypes:
                 for head in heads:
-                    for row in measure(case, R, dtype, head == "trained", device, repeats, with_peers):
+                    for row in measure(
+                        case, R, dtype, head == "trained", device, repeats, with_peers
+                    ):
                         results.append(row)
                         print(line(row), flush=True)
     return results
@@ -221,13 +290,28 @@ def run(cases, rows, dtypes, heads, device, repeats, with_peers):
 
 def main(argv=None):
     parser = Parser(prog="python -m kernels.bench", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--case", nargs="+", choices=[*CASES, *LAYERS], default=["smollm2"])
-    parser.add_argument("--rows", nargs="+", type=int, help="default: 2048 on a CPU, 512 to 16384 on CUDA")
-    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="default: float32 and bfloat16 on a CPU, bfloat16 on CUDA")
-    parser.add_argument("--head", nargs="+", choices=["frozen", "trained"], default=["frozen", "trained"])
+    parser.add_argument(
+        "--rows", nargs="+", type=int, help="default: 2048 on a CPU, 512 to 16384 on CUDA"
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=list(DTYPES),
+        help="default: float32 and bfloat16 on a CPU, bfloat16 on CUDA",
+    )
+    parser.add_argument(
+        "--head", nargs="+", choices=["frozen", "trained"], default=["frozen", "trained"]
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peers", action="store_true", help="also Liger-Kernel and Cut Cross-Entropy, if they are installed")
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="also Liger-Kernel and Cut Cross-Entropy, if they are installed",
+    )
     parser.add_argument("--json", help="write every number to this file")
     parser.add_argument("--plot", help="write a picture to this file")
     parser.add_argument("--peak-of", choices=list(systems("cpu", False)), help=argparse.SUPPRESS)
@@ -240,21 +324,39 @@ def main(argv=None):
     for option, path in (("--json", args.json), ("--plot", args.plot)):
         if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
             parser.error(f"{option} {path}: expected a file in a directory that exists")
-    if args.plot and (Path(args.plot).suffix not in PICTURES or importlib.util.find_spec("matplotlib") is None):
-        parser.error(f"--plot takes a name that ends in {', '.join(PICTURES)}, and needs matplotlib; got {args.plot}")
-    layers, heads = [name for name in args.case if name in LAYERS], [name for name in args.case if name in CASES]
+    if args.plot and (
+        Path(args.plot).suffix not in PICTURES or importlib.util.find_spec("matplotlib") is None
+    ):
+        parser.error(
+            f"--plot takes a name that ends in {', '.join(PICTURES)}, and needs matplotlib; got {args.plot}"
+        )
+    layers, heads = (
+        [name for name in args.case if name in LAYERS],
+        [name for name in args.case if name in CASES],
+    )
     if layers and heads:
-        parser.error(f"--case: {' '.join(layers)} and {' '.join(heads)} have tables of their own; run one kind at a time")
+        parser.error(
+            f"--case: {' '.join(layers)} and {' '.join(heads)} have tables of their own; run one kind at a time"
+        )
     if layers and importlib.util.find_spec("triton") is None:
         parser.error(f"--case {' '.join(layers)}: Triton is not installed")
     if layers and args.peers:
-        parser.error(f"--peers: for {' and '.join(CASES)}; {' '.join(layers)} is compared with torch.compile")
-    rows, dtypes = args.rows or ROWS[args.device], args.dtype or (["float32", "bfloat16"] if args.device == "cpu" else ["bfloat16"])
+        parser.error(
+            f"--peers: for {' and '.join(CASES)}; {' '.join(layers)} is compared with torch.compile"
+        )
+    rows, dtypes = (
+        args.rows or ROWS[args.device],
+        args.dtype or (["float32", "bfloat16"] if args.device == "cpu" else ["bfloat16"]),
+    )
     if args.peak_of:
         x = Inputs(rows[0], *CASES[args.case[0]], DTYPES[dtypes[0]], "cpu", args.trained)
         print(peak_here(systems("cpu", False)[args.peak_of][0], x, "cpu"))
         return
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     print(f"{where}, torch {torch.__version__}; forward + backward, medians of {args.repeats}")
     if layers:
         from kernels import bench_layers
@@ -264,7 +366,16 @@ def main(argv=None):
         results = run(heads, rows, dtypes, args.head, args.device, args.repeats, args.peers)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"device": where, "torch": torch.__version__, "repeats": args.repeats, "rows": results}, file, indent=1)
+            json.dump(
+                {
+                    "device": where,
+                    "torch": torch.__version__,
+                    "repeats": args.repeats,
+                    "rows": results,
+                },
+                file,
+                indent=1,
+            )
     if args.plot:
         plot(results, args.plot)
 

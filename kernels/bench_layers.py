@@ -22,7 +22,10 @@ def module(name):
 def systems(name, device):
     """name -> function; ours needs a GPU: the interpreter's time says nothing."""
     reference = module(name).reference
-    found = {"eager torch": reference, "torch.compile": torch.compile(reference, fullgraph=True, dynamic=False)}
+    found = {
+        "eager torch": reference,
+        "torch.compile": torch.compile(reference, fullgraph=True, dynamic=False),
+    }
     return found | ({"fused": module(name).fused} if device == "cuda" else {})
 
 
@@ -49,7 +52,10 @@ def measure(name, R, width, dtype, weight, device, repeats):
     tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
     dy = torch.randn_like(arguments[0])
     # forward: inputs and y; backward: dy, inputs and gradients
-    least = sum((3 if x.requires_grad else 2) * x.numel() * x.element_size() for x in tensors) + 2 * dy.numel() * dy.element_size()
+    least = (
+        sum((3 if x.requires_grad else 2) * x.numel() * x.element_size() for x in tensors)
+        + 2 * dy.numel() * dy.element_size()
+    )
     torch.compiler.reset()
     running, times, steps = systems(name, device), {}, 20 if device == "cuda" else 3
     rate = copy_rate(device)
@@ -63,7 +69,11 @@ def measure(name, R, width, dtype, weight, device, repeats):
     base = statistics.median(times["torch.compile"])
     for system, function in running.items():
         ms = statistics.median(times[system])
-        peak = peak_here(lambda _, f=function: step(f, arguments, dy), None, device) if device == "cuda" else None
+        peak = (
+            peak_here(lambda _, f=function: step(f, arguments, dy), None, device)
+            if device == "cuda"
+            else None
+        )
         yield {"case": name, "R": R, "D": width, "dtype": dtype, "head": weight, "system": system, "ms": ms, "times": times[system],
                "over_compile": ms / base, "gbps": least / ms / 1e6, "copy_share": least / rate / (ms / 1e3), "peak_bytes": peak}  # fmt: skip
 
@@ -77,10 +87,16 @@ def line(row):
 def verdict(name, rows):
     """The rule, applied to every line of one kernel."""
     rule = f"{name}: kept only if it beats torch.compile's in every line"
-    ratios = [row["over_compile"] for row in rows if row["case"] == name and row["system"] == "fused"]
+    ratios = [
+        row["over_compile"] for row in rows if row["case"] == name and row["system"] == "fused"
+    ]
     if not ratios:
         return f"{rule}; not decided: the kernel was not measured, it needs --device cuda"
-    decision = "keep it" if max(ratios) < 1 else "leave it out, and write these numbers into docs/kernels.md"
+    decision = (
+        "keep it"
+        if max(ratios) < 1
+        else "leave it out, and write these numbers into docs/kernels.md"
+    )
     return f"{rule}; {min(ratios):.2f}x to {max(ratios):.2f}x of its time over {len(ratios)} lines: {decision}"
 
 

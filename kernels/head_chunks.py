@@ -23,7 +23,11 @@ def residual_is_exact(dtype):
     x, y = torch.randn(64, 96, generator=g).to(dtype), torch.randn(96, 128, generator=g).to(dtype)
     rounded = torch.mm(-x, y)
     exact = x.double() @ y.double()
-    return bool(((torch.addmm(rounded, x, y).double() - rounded - exact).abs() < 2e-5 * exact.abs().max()).all())
+    return bool(
+        (
+            (torch.addmm(rounded, x, y).double() - rounded - exact).abs() < 2e-5 * exact.abs().max()
+        ).all()
+    )
 
 
 def logits(hidden_ND, weight_VD, out_NV, half_NV):
@@ -34,7 +38,12 @@ def logits(hidden_ND, weight_VD, out_NV, half_NV):
     half = weight_VD.dtype != torch.float32 and hidden_ND.dtype == weight_VD.dtype
     if half and hidden_ND.is_cuda and hasattr(torch.ops.aten.mm, "dtype_out"):
         torch.ops.aten.mm.dtype_out(hidden_ND, weight_VD.T, torch.float32, out=out_NV)
-    elif half and half_NV is not None and not hidden_ND.is_cuda and residual_is_exact(weight_VD.dtype):
+    elif (
+        half
+        and half_NV is not None
+        and not hidden_ND.is_cuda
+        and residual_is_exact(weight_VD.dtype)
+    ):
         torch.mm(-hidden_ND, weight_VD.T, out=half_NV)
         out_NV.copy_(half_NV)
         torch.sub(half_NV.addmm_(hidden_ND, weight_VD.T), out_NV, out=out_NV)
@@ -68,9 +77,15 @@ def chunk_size(rows, bytes_per_row, workspace_bytes, at_most):
 
 def forward_buffers(rows, R, V, models, half, workspace_bytes):
     """(float32 buffers, half-precision buffers, rows in a chunk) of the forward: each buffer is rows x V. half: a head of 16 bits."""
-    floats = 3 if models == 2 and not rows.IN_PLACE else models  # the last one of three is a scratch
+    floats = (
+        3 if models == 2 and not rows.IN_PLACE else models
+    )  # the last one of three is a scratch
     halves = models if half and not rows.IN_PLACE else 0
-    return floats, halves, chunk_size(R, V * (4 * floats + 2 * halves), workspace_bytes, rows.ROWS // floats)
+    return (
+        floats,
+        halves,
+        chunk_size(R, V * (4 * floats + 2 * halves), workspace_bytes, rows.ROWS // floats),
+    )
 
 
 def backward_width(R, V, models, workspace_bytes):
@@ -78,7 +93,17 @@ def backward_width(R, V, models, workspace_bytes):
     return min(V, chunk_size(V, max(R, 1) * (4 * models + 2 * models + 6), workspace_bytes, SLICE))
 
 
-def forward(rows, hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, ref_weight_VD, jacobian, workspace_bytes):
+def forward(
+    rows,
+    hidden_TD,
+    weight_VD,
+    rows_R,
+    targets_R,
+    ref_hidden_TD,
+    ref_weight_VD,
+    jacobian,
+    workspace_bytes,
+):
     """(stats_5R, J_RD, K_RD): float32; J and K are empty without `jacobian`, K also without a reference."""
     R, V, D, device = rows_R.numel(), *weight_VD.shape, hidden_TD.device
     models = 1 if ref_hidden_TD is None else 2
@@ -97,7 +122,16 @@ def forward(rows, hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, ref_we
         hidden_ND = hidden_TD.index_select(0, rows_R[at])
         ref_ND = ref_hidden_TD.index_select(0, rows_R[at]) if models == 2 else None
         both_logits(hidden_ND, weight_VD, ref_ND, ref_weight_VD, out_2NV, half_2NV)
-        operands = rows.statistics(out_2NV, n, targets_R[at], stats_5R[:, at], half_2NV, work.view(-1, V)[-n:], jacobian, weight_VD.dtype)
+        operands = rows.statistics(
+            out_2NV,
+            n,
+            targets_R[at],
+            stats_5R[:, at],
+            half_2NV,
+            work.view(-1, V)[-n:],
+            jacobian,
+            weight_VD.dtype,
+        )
         if jacobian:
             # p and p (s - s_bar) meet the head in its own precision: rounding of a gradient, as in any bfloat16 backward
             product_2ND = (operands @ weight_VD).float()
@@ -107,8 +141,21 @@ def forward(rows, hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, ref_we
     return stats_5R, J_RD, K_RD
 
 
-def backward(rows, g_S, k_S, hidden_TD, weight_VD, rows_R, targets_R, segments_R, ref_hidden_TD, ref_weight_VD, stats_5R, train_head,
-             workspace_bytes):
+def backward(
+    rows,
+    g_S,
+    k_S,
+    hidden_TD,
+    weight_VD,
+    rows_R,
+    targets_R,
+    segments_R,
+    ref_hidden_TD,
+    ref_weight_VD,
+    stats_5R,
+    train_head,
+    workspace_bytes,
+):
     """(grad_hidden_TD, grad_weight_VD): recomputes the logits over slices of the vocabulary. grad_weight_VD is empty unless `train_head`."""
     R, V, device = rows_R.numel(), weight_VD.shape[0], hidden_TD.device
     models = 1 if ref_hidden_TD is None else 2
@@ -126,10 +173,27 @@ def backward(rows, g_S, k_S, hidden_TD, weight_VD, rows_R, targets_R, segments_R
         W, shape = weight_VD[at], (models * R, at.stop - at.start)
         out_2RW = work[: shape[0] * shape[1]].view(shape)
         half_2RW = half[: shape[0] * shape[1]].view(shape) if half_dtype else None
-        both_logits(hidden_RD, W, ref_RD, None if ref_weight_VD is None else ref_weight_VD[at], out_2RW, half_2RW)
-        dz_RW = rows.dlogits(out_2RW[:R], out_2RW[R:] if models == 2 else None, stats_5R, g_R, k_R, targets_R - start, W.dtype)
+        both_logits(
+            hidden_RD,
+            W,
+            ref_RD,
+            None if ref_weight_VD is None else ref_weight_VD[at],
+            out_2RW,
+            half_2RW,
+        )
+        dz_RW = rows.dlogits(
+            out_2RW[:R],
+            out_2RW[R:] if models == 2 else None,
+            stats_5R,
+            g_R,
+            k_R,
+            targets_R - start,
+            W.dtype,
+        )
         if train_head:
             grad_weight_VD[at] = dz_RW.T @ hidden_RD.to(W.dtype)
         grad_RD += (dz_RW @ W).float()
     none = grad_RD.new_empty(0)
-    return rows.combine(None, None, grad_RD, none, None, rows_R, hidden_TD.shape[0], hidden_TD.dtype), grad_weight_VD
+    return rows.combine(
+        None, None, grad_RD, none, None, rows_R, hidden_TD.shape[0], hidden_TD.dtype
+    ), grad_weight_VD

@@ -15,7 +15,9 @@ def sum_by_index(values, index, size):
         return values.new_zeros(size, *values.shape[1:])
     order = torch.argsort(index, stable=True)
     offsets = torch.searchsorted(index[order], torch.arange(size + 1, device=index.device))
-    return torch.segment_reduce(values[order].contiguous(), "sum", offsets=offsets, axis=0, initial=0, unsafe=True)
+    return torch.segment_reduce(
+        values[order].contiguous(), "sum", offsets=offsets, axis=0, initial=0, unsafe=True
+    )
 
 
 def combine(g_S, k_S, J_RD, K_RD, segments_R, rows_R, T, dtype):

@@ -30,13 +30,19 @@ def stream_tiles(dtype, has_ref, shared):
 
 
 @triton.jit
-def tile_logits(H, W, rows, cols, D, WIDEN: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr):
+def tile_logits(
+    H, W, rows, cols, D, WIDEN: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr
+):
     """[BR, BV] of H W^T, float32; H and W point at the tile's first row, of which `rows` and `cols` exist."""
     i, j, z = tl.arange(0, BR), tl.arange(0, BV), tl.zeros((BR, BV), tl.float32)
     for d0 in range(0, D, BD):
         d = d0 + tl.arange(0, BD)
-        h = tl.load(H + i[:, None] * D + d[None, :], mask=(i < rows)[:, None] & (d < D)[None, :], other=0.0)
-        w = tl.load(W + j[:, None] * D + d[None, :], mask=(j < cols)[:, None] & (d < D)[None, :], other=0.0)
+        h = tl.load(
+            H + i[:, None] * D + d[None, :], mask=(i < rows)[:, None] & (d < D)[None, :], other=0.0
+        )
+        w = tl.load(
+            W + j[:, None] * D + d[None, :], mask=(j < cols)[:, None] & (d < D)[None, :], other=0.0
+        )
         if WIDEN:
             h, w = h.to(tl.float32), w.to(tl.float32)
         z = tl.dot(h, tl.trans(w), z, input_precision="ieee")
@@ -44,7 +50,18 @@ def tile_logits(H, W, rows, cols, D, WIDEN: tl.constexpr, BR: tl.constexpr, BV: 
 
 
 @triton.jit
-def tile_logits_of_two(H, H0, W, rows, cols, D, WIDEN: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr):
+def tile_logits_of_two(
+    H,
+    H0,
+    W,
+    rows,
+    cols,
+    D,
+    WIDEN: tl.constexpr,
+    BR: tl.constexpr,
+    BV: tl.constexpr,
+    BD: tl.constexpr,
+):
     """[BR, BV] of H W^T and of H0 W^T: a shared head is read once."""
     i, j, z = tl.arange(0, BR), tl.arange(0, BV), tl.zeros((BR, BV), tl.float32)
     r = z
@@ -53,7 +70,9 @@ def tile_logits_of_two(H, H0, W, rows, cols, D, WIDEN: tl.constexpr, BR: tl.cons
         at, inside = i[:, None] * D + d[None, :], (i < rows)[:, None] & (d < D)[None, :]
         h = tl.load(H + at, mask=inside, other=0.0)
         h0 = tl.load(H0 + at, mask=inside, other=0.0)
-        w = tl.load(W + j[:, None] * D + d[None, :], mask=(j < cols)[:, None] & (d < D)[None, :], other=0.0)
+        w = tl.load(
+            W + j[:, None] * D + d[None, :], mask=(j < cols)[:, None] & (d < D)[None, :], other=0.0
+        )
         if WIDEN:
             h, h0, w = h.to(tl.float32), h0.to(tl.float32), w.to(tl.float32)
         z = tl.dot(h, tl.trans(w), z, input_precision="ieee")
@@ -77,13 +96,19 @@ def stream(
     rows = (R - first).to(tl.int32)
     target = tl.load(TARGET + first + i, mask=i < rows, other=-1).to(tl.int32)
     m = tl.full((BR,), NEG_INF, tl.float32)
-    l, a, z_target = tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32)
+    l, a, z_target = (
+        tl.zeros((BR,), tl.float32),
+        tl.zeros((BR,), tl.float32),
+        tl.zeros((BR,), tl.float32),
+    )
     m_r, l_r, r_target = m, l, l
     for v0 in range(part * span, tl.minimum(part * span + span, V), BV):
         cols = (V - v0).to(tl.int32)
         inside, is_target = (j < cols)[None, :], j[None, :] == (target - v0).to(tl.int32)[:, None]
         if SHARED:
-            z, r = tile_logits_of_two(H + first * D, H0 + first * D, W + v0 * D, rows, cols, D, WIDEN, BR, BV, BD)
+            z, r = tile_logits_of_two(
+                H + first * D, H0 + first * D, W + v0 * D, rows, cols, D, WIDEN, BR, BV, BD
+            )
         else:
             z = tile_logits(H + first * D, W + v0 * D, rows, cols, D, WIDEN, BR, BV, BD)
             if HAS_REF:
@@ -97,7 +122,9 @@ def stream(
             r_target += tl.sum(tl.where(is_target, r, 0.0), 1)
             a = a * old + tl.sum(e * (z - r), 1)
             new_r = tl.maximum(m_r, tl.max(tl.where(inside, r, NEG_INF), 1))
-            l_r = l_r * tl.exp(m_r - new_r) + tl.sum(tl.where(inside, tl.exp(r - new_r[:, None]), 0.0), 1)
+            l_r = l_r * tl.exp(m_r - new_r) + tl.sum(
+                tl.where(inside, tl.exp(r - new_r[:, None]), 0.0), 1
+            )
             m_r = new_r
     out, kept = PART + part * R + first + i, i < rows
     tl.store(out, m, mask=kept)
@@ -116,7 +143,11 @@ def merge(PART, STATS, R, spans, step, HAS_REF: tl.constexpr, BR: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     kept, at = row < R, PART + row
     m = tl.full((BR,), NEG_INF, tl.float32)
-    l, a, z_target = tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32), tl.zeros((BR,), tl.float32)
+    l, a, z_target = (
+        tl.zeros((BR,), tl.float32),
+        tl.zeros((BR,), tl.float32),
+        tl.zeros((BR,), tl.float32),
+    )
     m_r, l_r, r_target = m, l, l
     for part in range(spans):
         m_part = tl.load(at, mask=kept, other=0.0)
@@ -130,7 +161,9 @@ def merge(PART, STATS, R, spans, step, HAS_REF: tl.constexpr, BR: tl.constexpr):
             r_target += tl.load(at + 6 * step, mask=kept, other=0.0)
             m_part = tl.load(at + 4 * step, mask=kept, other=0.0)
             new = tl.maximum(m_r, m_part)
-            l_r = l_r * tl.exp(m_r - new) + tl.load(at + 5 * step, mask=kept, other=1.0) * tl.exp(m_part - new)
+            l_r = l_r * tl.exp(m_r - new) + tl.load(at + 5 * step, mask=kept, other=1.0) * tl.exp(
+                m_part - new
+            )
             m_r = new
         at += R
     tl.store(STATS + row, m + tl.log(l), mask=kept)
@@ -142,7 +175,19 @@ def merge(PART, STATS, R, spans, step, HAS_REF: tl.constexpr, BR: tl.constexpr):
 
 
 @triton.jit
-def row_statistics(Z, TARGET, STATS, OUT, n, stats_step, V, HAS_REF: tl.constexpr, JACOBIAN: tl.constexpr, HALVES: tl.constexpr, BLOCK: tl.constexpr):
+def row_statistics(
+    Z,
+    TARGET,
+    STATS,
+    OUT,
+    n,
+    stats_step,
+    V,
+    HAS_REF: tl.constexpr,
+    JACOBIAN: tl.constexpr,
+    HALVES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One row of logits Z[i], its reference Z[n + i]; with JACOBIAN, p and p (s - s_bar) go to OUT, the same memory seen in the head's
     dtype, HALVES elements to a float32. Column c lands at or before its own float32, so a block is written only when it has been read.
     """
@@ -181,11 +226,28 @@ def row_statistics(Z, TARGET, STATS, OUT, n, stats_step, V, HAS_REF: tl.constexp
             tl.debug_barrier()
             tl.store(OUT + i * V * HALVES + col, p.to(OUT.dtype.element_ty), mask=col < V)
             if HAS_REF:
-                tl.store(OUT + (n + i) * V * HALVES + col, (p * (s - s_bar)).to(OUT.dtype.element_ty), mask=col < V)
+                tl.store(
+                    OUT + (n + i) * V * HALVES + col,
+                    (p * (s - s_bar)).to(OUT.dtype.element_ty),
+                    mask=col < V,
+                )
 
 
 @triton.jit
-def row_dlogits(Z, REF, STATS, G, K, TARGET, OUT, stats_step, width, HAS_REF: tl.constexpr, HALVES: tl.constexpr, BLOCK: tl.constexpr):
+def row_dlogits(
+    Z,
+    REF,
+    STATS,
+    G,
+    K,
+    TARGET,
+    OUT,
+    stats_step,
+    width,
+    HAS_REF: tl.constexpr,
+    HALVES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One row of a slice of the vocabulary: dz = g (onehot - p) + k p (s - s_bar), in place as in row_statistics. TARGET counts from the slice."""
     i = tl.program_id(0).to(tl.int64)
     lse, s_bar = tl.load(STATS + i), tl.load(STATS + 2 * stats_step + i)
@@ -195,7 +257,11 @@ def row_dlogits(Z, REF, STATS, G, K, TARGET, OUT, stats_step, width, HAS_REF: tl
         z = tl.load(Z + i * width + col, mask=col < width, other=NEG_INF)
         dz = -g
         if HAS_REF:
-            dz += k * (tl.where(col < width, z, 0.0) - tl.load(REF + i * width + col, mask=col < width, other=0.0) - s_bar)
+            dz += k * (
+                tl.where(col < width, z, 0.0)
+                - tl.load(REF + i * width + col, mask=col < width, other=0.0)
+                - s_bar
+            )
         dz = dz * tl.exp(z - lse) + tl.where(col == target, g, 0.0)
         tl.debug_barrier()
         tl.store(OUT + i * width * HALVES + col, dz.to(OUT.dtype.element_ty), mask=col < width)
@@ -219,7 +285,9 @@ def segment_sum(
             segment = tl.load(SEGMENT + here, mask=j < end, other=0)
             x *= tl.load(G + segment, mask=j < end, other=0.0)[:, None]
             if HAS_Y:
-                x += tl.load(K + segment, mask=j < end, other=0.0)[:, None] * tl.load(Y + at, mask=inside, other=0.0)
+                x += tl.load(K + segment, mask=j < end, other=0.0)[:, None] * tl.load(
+                    Y + at, mask=inside, other=0.0
+                )
         acc += x
     tl.store(OUT + i * D + d, tl.sum(acc, 0).to(OUT.dtype.element_ty), mask=d < D)
 
@@ -235,7 +303,14 @@ def stream_statistics(hidden_TD, weight_VD, rows_R, targets_R, ref_hidden_TD, re
         return stats_5R
     has_ref = ref_hidden_TD is not None
     shared = has_ref and ref_weight_VD is None and ref_hidden_TD.dtype == hidden_TD.dtype
-    dtype = hidden_TD.dtype if len({x.dtype for x in (hidden_TD, weight_VD, ref_hidden_TD, ref_weight_VD) if x is not None}) == 1 else None
+    dtype = (
+        hidden_TD.dtype
+        if len(
+            {x.dtype for x in (hidden_TD, weight_VD, ref_hidden_TD, ref_weight_VD) if x is not None}
+        )
+        == 1
+        else None
+    )
     tiles = stream_tiles(dtype or torch.float32, has_ref, shared)
     ref_weight_VD = weight_VD if ref_weight_VD is None else ref_weight_VD
     hidden_RD = hidden_TD.index_select(0, rows_R)
@@ -286,7 +361,9 @@ def combine(g_S, k_S, J_RD, K_RD, segments_R, rows_R, T, dtype):
         return out_TD
     order = torch.argsort(rows_R, stable=True)
     offsets = torch.searchsorted(rows_R[order], torch.arange(T + 1, device=rows_R.device))
-    BJ, BD = (128, 4) if D <= 4 else (4, 256)  # a sum of a few scalars over many rows, or of wide rows over a few
+    BJ, BD = (
+        (128, 4) if D <= 4 else (4, 256)
+    )  # a sum of a few scalars over many rows, or of wide rows over a few
     weighted, has_y = g_S is not None, K_RD.numel() > 0
     unused = J_RD
     segment_sum[(T, triton.cdiv(D, BD))](

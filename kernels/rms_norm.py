@@ -40,7 +40,9 @@ def rms_norm_forward(X, W, Y, RSTD, x_step, D, eps, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def rms_norm_backward(DY, X, W, RSTD, DX, PART, dy_step, x_step, N, D, rows, TRAIN: tl.constexpr, BLOCK: tl.constexpr):
+def rms_norm_backward(
+    DY, X, W, RSTD, DX, PART, dy_step, x_step, N, D, rows, TRAIN: tl.constexpr, BLOCK: tl.constexpr
+):
     """`rows` rows, in order: DY[N, D], X[N, D], W[D], RSTD[N] -> DX[N, D]; with TRAIN their part of dw -> PART[P, D], float32."""
     program = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
@@ -51,7 +53,9 @@ def rms_norm_backward(DY, X, W, RSTD, DX, PART, dy_step, x_step, N, D, rows, TRA
         n = tl.load(X + row * x_step + d, mask=d < D, other=0.0).to(tl.float32) * r
         w = tl.load(W + d, mask=d < D, other=0.0).to(tl.float32)
         mean = tl.sum(dy * w * n, 0) / D
-        if TRAIN and BLOCK > 8192:  # too wide to hold dy, n and dw through the sum: read the row again
+        if (
+            TRAIN and BLOCK > 8192
+        ):  # too wide to hold dy, n and dw through the sum: read the row again
             tl.debug_barrier()
             dy = tl.load(DY + row * dy_step + d, mask=d < D, other=0.0).to(tl.float32)
             n = tl.load(X + row * x_step + d, mask=d < D, other=0.0).to(tl.float32) * r
@@ -81,7 +85,9 @@ def _forward(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor
     y_ND, r_N = _shapes(x_ND, weight_D, eps)
     (N, D), x_ND = x_ND.shape, rows_of(x_ND)
     if N:
-        rms_norm_forward[(N,)](x_ND, weight_D.contiguous(), y_ND, r_N, x_ND.stride(0), D, eps, **options(D))
+        rms_norm_forward[(N,)](
+            x_ND, weight_D.contiguous(), y_ND, r_N, x_ND.stride(0), D, eps, **options(D)
+        )
     return y_ND, r_N
 
 
@@ -90,7 +96,9 @@ def _backward_shapes(dy_ND, x_ND, weight_D, r_N, train):
 
 
 @operator("rms_norm_backward", _backward_shapes)
-def _backward(dy_ND: Tensor, x_ND: Tensor, weight_D: Tensor, r_N: Tensor, train: bool) -> tuple[Tensor, Tensor]:
+def _backward(
+    dy_ND: Tensor, x_ND: Tensor, weight_D: Tensor, r_N: Tensor, train: bool
+) -> tuple[Tensor, Tensor]:
     """Gradients of x_ND and weight_D; the second is empty for a frozen weight."""
     (N, D), dx_ND = x_ND.shape, x_ND.new_empty(x_ND.shape)
     rows = triton.cdiv(N, PROGRAMS) if train else 1
@@ -132,11 +140,37 @@ def rms_norm(x, weight_D, eps):
     """
     for name, tensor in (("x", x), ("weight_D", weight_D)):
         expect_plain("rms_norm", name, tensor)
-    expect(x.is_cuda or INTERPRET, "rms_norm", "x", "a CUDA tensor (or TRITON_INTERPRET=1)", str(x.device))
-    expect(x.dim() > 0 and 0 < x.shape[-1] <= WIDEST, "rms_norm", "x", f"rows of 1 to {WIDEST} elements", f"shape {list(x.shape)}")
-    expect(weight_D.shape == x.shape[-1:], "rms_norm", "weight_D", f"shape {list(x.shape[-1:])}", f"shape {list(weight_D.shape)}")
-    expect(weight_D.dtype == x.dtype, "rms_norm", "weight_D", f"{x.dtype}, as x", str(weight_D.dtype))
-    expect(weight_D.device == x.device, "rms_norm", "weight_D", f"device {x.device}, as x", str(weight_D.device))
+    expect(
+        x.is_cuda or INTERPRET,
+        "rms_norm",
+        "x",
+        "a CUDA tensor (or TRITON_INTERPRET=1)",
+        str(x.device),
+    )
+    expect(
+        x.dim() > 0 and 0 < x.shape[-1] <= WIDEST,
+        "rms_norm",
+        "x",
+        f"rows of 1 to {WIDEST} elements",
+        f"shape {list(x.shape)}",
+    )
+    expect(
+        weight_D.shape == x.shape[-1:],
+        "rms_norm",
+        "weight_D",
+        f"shape {list(x.shape[-1:])}",
+        f"shape {list(weight_D.shape)}",
+    )
+    expect(
+        weight_D.dtype == x.dtype, "rms_norm", "weight_D", f"{x.dtype}, as x", str(weight_D.dtype)
+    )
+    expect(
+        weight_D.device == x.device,
+        "rms_norm",
+        "weight_D",
+        f"device {x.device}, as x",
+        str(weight_D.device),
+    )
     expect(isinstance(eps, float) and eps >= 0, "rms_norm", "eps", "a float >= 0", eps)
     y_ND, _ = _forward(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), weight_D, eps)
     return y_ND if x.dim() == 2 else y_ND.view(x.shape)
@@ -144,12 +178,18 @@ def rms_norm(x, weight_D, eps):
 
 # Bench cases: kernels/bench_layers.py
 
-SIZES = {"cpu": [(2048, 576)], "cuda": [(2048, 4096), (8192, 4096), (16384, 4096)]}  # N, D: of SmolLM2-135M, of Llama-3-8B
+SIZES = {
+    "cpu": [(2048, 576)],
+    "cuda": [(2048, 4096), (8192, 4096), (16384, 4096)],
+}  # N, D: of SmolLM2-135M, of Llama-3-8B
 WEIGHTS = ("frozen", "trained")
 fused = rms_norm
 
 
 def bench_inputs(N, D, dtype, device, weight):
     """Arguments, of which those that need a gradient get one."""
-    x_ND, weight_D = torch.randn(N, D, device=device, dtype=dtype), 1 + 0.1 * torch.randn(D, device=device, dtype=dtype)
+    x_ND, weight_D = (
+        torch.randn(N, D, device=device, dtype=dtype),
+        1 + 0.1 * torch.randn(D, device=device, dtype=dtype),
+    )
     return x_ND.requires_grad_(), weight_D.requires_grad_(weight == "trained"), 1e-5

@@ -28,7 +28,10 @@ def reference(gate, up):
 @triton.jit
 def swiglu_forward(G, U, Y, g_step, u_step, F, blocks, BLOCK: tl.constexpr):
     """BLOCK elements of one row: G[N, F] and U[N, F], rows g_step and u_step apart -> Y[N, F]."""
-    row, f = tl.program_id(0).to(tl.int64) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    row, f = (
+        tl.program_id(0).to(tl.int64) // blocks,
+        tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK),
+    )
     g = tl.load(G + row * g_step + f, mask=f < F, other=0.0).to(tl.float32)
     u = tl.load(U + row * u_step + f, mask=f < F, other=0.0).to(tl.float32)
     h = (g / (1 + tl.exp(-g))).to(Y.dtype.element_ty).to(tl.float32)
@@ -38,7 +41,10 @@ def swiglu_forward(G, U, Y, g_step, u_step, F, blocks, BLOCK: tl.constexpr):
 @triton.jit
 def swiglu_backward(DY, G, U, DG, DU, dy_step, g_step, u_step, F, blocks, BLOCK: tl.constexpr):
     """BLOCK elements of one row: DY[N, F], G[N, F], U[N, F], rows dy_step, g_step, u_step apart -> DG[N, F], DU[N, F]."""
-    row, f = tl.program_id(0).to(tl.int64) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    row, f = (
+        tl.program_id(0).to(tl.int64) // blocks,
+        tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK),
+    )
     dy = tl.load(DY + row * dy_step + f, mask=f < F, other=0.0).to(tl.float32)
     g = tl.load(G + row * g_step + f, mask=f < F, other=0.0).to(tl.float32)
     u = tl.load(U + row * u_step + f, mask=f < F, other=0.0).to(tl.float32)
@@ -74,7 +80,9 @@ def _backward(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Tensor, Te
     (N, F), (dg_NF, du_NF) = gate_NF.shape, _backward_shapes(dy_NF, gate_NF, up_NF)
     if N and F:
         dy, g, u, blocks = rows_of(dy_NF), rows_of(gate_NF), rows_of(up_NF), triton.cdiv(F, BLOCK)
-        swiglu_backward[(N * blocks,)](dy, g, u, dg_NF, du_NF, dy.stride(0), g.stride(0), u.stride(0), F, blocks, BLOCK=BLOCK)
+        swiglu_backward[(N * blocks,)](
+            dy, g, u, dg_NF, du_NF, dy.stride(0), g.stride(0), u.stride(0), F, blocks, BLOCK=BLOCK
+        )
     return dg_NF, du_NF
 
 
@@ -87,7 +95,12 @@ def _keep(ctx, inputs, output):
 
 def _gradients(ctx, dy_NF):
     expect_once("swiglu")
-    return tuple(grad if wanted else None for grad, wanted in zip(_backward(dy_NF, *ctx.saved_tensors), ctx.needs_input_grad, strict=True))
+    return tuple(
+        grad if wanted else None
+        for grad, wanted in zip(
+            _backward(dy_NF, *ctx.saved_tensors), ctx.needs_input_grad, strict=True
+        )
+    )
 
 
 torch.library.register_autograd("ecliptica::swiglu", _gradients, setup_context=_keep)
@@ -100,19 +113,39 @@ def swiglu(gate, up):
     """
     for name, x in (("gate", gate), ("up", up)):
         expect_plain("swiglu", name, x)
-    expect(gate.is_cuda or INTERPRET, "swiglu", "gate", "a CUDA tensor (or TRITON_INTERPRET=1)", str(gate.device))
+    expect(
+        gate.is_cuda or INTERPRET,
+        "swiglu",
+        "gate",
+        "a CUDA tensor (or TRITON_INTERPRET=1)",
+        str(gate.device),
+    )
     expect(gate.dim() > 0, "swiglu", "gate", "at least one axis", "a scalar")
-    expect(up.shape == gate.shape, "swiglu", "up", f"shape {list(gate.shape)}, as gate", f"shape {list(up.shape)}")
+    expect(
+        up.shape == gate.shape,
+        "swiglu",
+        "up",
+        f"shape {list(gate.shape)}, as gate",
+        f"shape {list(up.shape)}",
+    )
     expect(up.dtype == gate.dtype, "swiglu", "up", f"{gate.dtype}, as gate", str(up.dtype))
-    expect(up.device == gate.device, "swiglu", "up", f"device {gate.device}, as gate", str(up.device))
+    expect(
+        up.device == gate.device, "swiglu", "up", f"device {gate.device}, as gate", str(up.device)
+    )
     if gate.dim() == 2:
         return _forward(gate, up)
-    return _forward(gate.flatten(0, -2) if gate.dim() > 1 else gate[None], up.flatten(0, -2) if up.dim() > 1 else up[None]).view(gate.shape)
+    return _forward(
+        gate.flatten(0, -2) if gate.dim() > 1 else gate[None],
+        up.flatten(0, -2) if up.dim() > 1 else up[None],
+    ).view(gate.shape)
 
 
 # Bench cases: kernels/bench_layers.py
 
-SIZES = {"cpu": [(2048, 1536)], "cuda": [(2048, 14336), (8192, 14336), (16384, 14336)]}  # N, F: of SmolLM2-135M, of Llama-3-8B
+SIZES = {
+    "cpu": [(2048, 1536)],
+    "cuda": [(2048, 14336), (8192, 14336), (16384, 14336)],
+}  # N, F: of SmolLM2-135M, of Llama-3-8B
 WEIGHTS = ("-",)  # it has none
 fused = swiglu
 

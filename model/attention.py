@@ -21,7 +21,11 @@ def packed_attention(document_T, branch_T):
 
     document_T: int64, ascending; branch_T: int64, 0 for prompt tokens, 1.. for responses.
     """
-    return FlexPacked(document_T, branch_T) if document_T.is_cuda else PaddedPacked(document_T, branch_T)
+    return (
+        FlexPacked(document_T, branch_T)
+        if document_T.is_cuda
+        else PaddedPacked(document_T, branch_T)
+    )
 
 
 class PaddedPacked:
@@ -33,7 +37,9 @@ class PaddedPacked:
 
     def __init__(self, document_T, branch_T):
         """Every document begins with a prompt of at least one token."""
-        run_T = torch.cat((document_T.new_zeros(1), (document_T.diff().ne(0) | branch_T.diff().ne(0)).cumsum(0)))  # prompts and responses, numbered
+        run_T = torch.cat(
+            (document_T.new_zeros(1), (document_T.diff().ne(0) | branch_T.diff().ne(0)).cumsum(0))
+        )  # prompts and responses, numbered
         length_N = torch.bincount(run_T)
         start_N = length_N.cumsum(0) - length_N
         prompt_N = branch_T[start_N] == 0
@@ -42,31 +48,54 @@ class PaddedPacked:
             """(tokens of these runs [N, L], which of them are real); padding stands on the run's last token: a real value, never read back."""
             column_L = torch.arange(int(length_N[these_N].max()), device=document_T.device)
             length_N1 = length_N[these_N][:, None]
-            return start_N[these_N][:, None] + torch.minimum(column_L, length_N1 - 1), column_L < length_N1
+            return start_N[these_N][:, None] + torch.minimum(
+                column_L, length_N1 - 1
+            ), column_L < length_N1
 
         prompt_BL, real_BL = tokens(prompt_N)
-        self.parts = [(prompt_BL, prompt_BL, None)]  # (queries [N, L], keys [N, L or C], mask [N, 1, L, C] or None: causal)
-        self.slot_T = torch.empty_like(run_T)  # where a token's result lies among those of both calls
+        self.parts = [
+            (prompt_BL, prompt_BL, None)
+        ]  # (queries [N, L], keys [N, L or C], mask [N, 1, L, C] or None: causal)
+        self.slot_T = torch.empty_like(
+            run_T
+        )  # where a token's result lies among those of both calls
         self.slot_T[prompt_BL[real_BL]] = real_BL.flatten().nonzero()[:, 0]
         if not prompt_N.all():
             response_NL, real_NL = tokens(~prompt_N)
             owner_N = document_T[start_N[~prompt_N]]
-            earlier_LL = torch.ones(2 * response_NL.shape[1:], dtype=torch.bool, device=document_T.device).tril()
-            shown_NLC = torch.cat((real_BL[owner_N][:, None].expand(-1, len(earlier_LL), -1), earlier_LL.expand(len(owner_N), -1, -1)), 2)
-            self.parts.append((response_NL, torch.cat((prompt_BL[owner_N], response_NL), 1), shown_NLC[:, None]))
-            self.slot_T[response_NL[real_NL]] = prompt_BL.numel() + real_NL.flatten().nonzero()[:, 0]
+            earlier_LL = torch.ones(
+                2 * response_NL.shape[1:], dtype=torch.bool, device=document_T.device
+            ).tril()
+            shown_NLC = torch.cat(
+                (
+                    real_BL[owner_N][:, None].expand(-1, len(earlier_LL), -1),
+                    earlier_LL.expand(len(owner_N), -1, -1),
+                ),
+                2,
+            )
+            self.parts.append(
+                (response_NL, torch.cat((prompt_BL[owner_N], response_NL), 1), shown_NLC[:, None])
+            )
+            self.slot_T[response_NL[real_NL]] = (
+                prompt_BL.numel() + real_NL.flatten().nonzero()[:, 0]
+            )
 
     def __call__(self, layer, q_THE, k_TKE, v_TKE):
         heads, found = q_THE.shape[1], []
         for query_NL, key_NC, mask in self.parts:
-            q, k, v = (_rows(x, index, heads) for x, index in ((q_THE, query_NL), (k_TKE, key_NC), (v_TKE, key_NC)))
+            q, k, v = (
+                _rows(x, index, heads)
+                for x, index in ((q_THE, query_NL), (k_TKE, key_NC), (v_TKE, key_NC))
+            )
             out_NHLE = self.attend(q, k, v, mask)
             found.append(out_NHLE.transpose(1, 2).flatten(0, 1))
         return torch.cat(found).index_select(0, self.slot_T)
 
     @staticmethod
     def attend(q_NHLE, k_NHCE, v_NHCE, mask):
-        return F.scaled_dot_product_attention(q_NHLE, k_NHCE, v_NHCE, attn_mask=mask, is_causal=mask is None)
+        return F.scaled_dot_product_attention(
+            q_NHLE, k_NHCE, v_NHCE, attn_mask=mask, is_causal=mask is None
+        )
 
 
 def _rows(x_TKE, index_NL, heads):
@@ -83,7 +112,9 @@ class FlexPacked:
             return visible(document_T, branch_T, query, key)
 
         tokens = document_T.numel()
-        self.block_mask = create_block_mask(rule, None, None, tokens, tokens, device=document_T.device)
+        self.block_mask = create_block_mask(
+            rule, None, None, tokens, tokens, device=document_T.device
+        )
 
     def __call__(self, layer, q_THE, k_TKE, v_TKE):
         q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THE, k_TKE, v_TKE))

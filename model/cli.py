@@ -30,7 +30,10 @@ def run(main, argv=None):
             print(f"error: {who}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {who}{error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"error: {who}{error.filename or 'input or output'}: {error.strerror or error}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -31,15 +31,21 @@ def read_json(path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; a model or adapter directory in Hugging Face layout has one") from error
+        raise InputError(
+            f"{path}: no such file; a model or adapter directory in Hugging Face layout has one"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); the file may be cut short: copy it again") from error
+        raise InputError(
+            f"{path}: not valid JSON ({error}); the file may be cut short: copy it again"
+        ) from error
 
 
 def existing(model_dir):
     """The directory as a Path. Raises InputError if there is none."""
     if not Path(model_dir).is_dir():
-        raise InputError(f"{model_dir}: no such model directory; expected config.json, *.safetensors and tokenizer files")
+        raise InputError(
+            f"{model_dir}: no such model directory; expected config.json, *.safetensors and tokenizer files"
+        )
     return Path(model_dir)
 
 
@@ -48,7 +54,9 @@ def load_config(model_dir):
     path = existing(model_dir) / "config.json"
     raw = read_json(path)
     if raw.get("model_type") != "llama":
-        raise InputError(f"{path}: model_type is {raw.get('model_type')!r}; this model is 'llama' (LlamaForCausalLM) only")
+        raise InputError(
+            f"{path}: model_type is {raw.get('model_type')!r}; this model is 'llama' (LlamaForCausalLM) only"
+        )
     for key, only in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if raw.get(key, only) != only:
             raise InputError(f"{path}: {key} is {raw[key]!r}; only {only!r} is supported")
@@ -68,7 +76,9 @@ def load_config(model_dir):
             **_rope(raw, path),
         )
     except KeyError as error:
-        raise InputError(f"{path}: the key {error} is missing; every LLaMA config has it") from error
+        raise InputError(
+            f"{path}: the key {error} is missing; every LLaMA config has it"
+        ) from error
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -83,8 +93,13 @@ def _rope(raw, path):
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
     if kind != "llama3":
-        raise InputError(f"{path}: RoPE type {kind!r} is not supported; expected 'default' or 'llama3'")
+        raise InputError(
+            f"{path}: RoPE type {kind!r} is not supported; expected 'default' or 'llama3'"
+        )
     missing = [field for field in ROPE_FIELDS if field not in parameters]
     if missing:
         raise InputError(f"{path}: RoPE type llama3 needs {', '.join(missing)}")
-    return {"rope_theta": theta, "rope_scaling": {field: float(parameters[field]) for field in ROPE_FIELDS}}
+    return {
+        "rope_theta": theta,
+        "rope_scaling": {field: float(parameters[field]) for field in ROPE_FIELDS},
+    }

@@ -38,14 +38,20 @@ def prefill(model, cache, prompts):
     rests = [prompt[shared:] for prompt in prompts]
     row_T = torch.repeat_interleave(torch.arange(N), torch.tensor([len(rest) for rest in rests]))
     position_T = torch.cat([torch.arange(shared, len(prompt)) for prompt in prompts])
-    tokens_T = torch.tensor(prompts[0][:shared] + [token for rest in rests for token in rest], device=device)
+    tokens_T = torch.tensor(
+        prompts[0][:shared] + [token for rest in rests for token in rest], device=device
+    )
     zeros = torch.zeros(shared, dtype=torch.int64)
     positions = torch.cat([torch.arange(shared), position_T]).to(device)
     if shared:  # one document, one branch a prompt
         document, branch = torch.zeros_like(positions), torch.cat([zeros, row_T + 1]).to(device)
     else:  # one document a prompt
         document, branch = row_T.to(device), torch.zeros_like(positions)
-    attend, row_T, position_T = packed_attention(document, branch), row_T.to(device), position_T.to(device)
+    attend, row_T, position_T = (
+        packed_attention(document, branch),
+        row_T.to(device),
+        position_T.to(device),
+    )
 
     def keep(layer, q_THE, k_TKE, v_TKE):
         for store, x in ((cache.k[layer], k_TKE), (cache.v[layer], v_TKE)):
@@ -68,7 +74,9 @@ def decode_attention(cache, length_N):
         for store, x in ((cache.k[layer], k_NKE), (cache.v[layer], v_NKE)):
             store[rows, :, length_N] = x
         q_NKGE = q_NHE.unflatten(1, (k_NKE.shape[1], -1))
-        out = F.scaled_dot_product_attention(q_NKGE, cache.k[layer][:, :, :used], cache.v[layer][:, :, :used], attn_mask=mask)
+        out = F.scaled_dot_product_attention(
+            q_NKGE, cache.k[layer][:, :, :used], cache.v[layer][:, :, :used], attn_mask=mask
+        )
         return out.flatten(1, 2)
 
     return attend
@@ -80,12 +88,16 @@ def choose(logits_NV, temperature, top_p, generators):
         return logits_NV.argmax(-1)
     probs, order = (logits_NV.float() / temperature).softmax(-1).sort(-1, descending=True)
     probs[probs.cumsum(-1) - probs >= top_p] = 0
-    picked = torch.stack([torch.multinomial(row.cpu(), 1, generator=g) for row, g in zip(probs, generators)])
+    picked = torch.stack(
+        [torch.multinomial(row.cpu(), 1, generator=g) for row, g in zip(probs, generators)]
+    )
     return order.gather(1, picked.to(order.device))[:, 0]
 
 
 @torch.no_grad()
-def generate(model, prompts, max_new_tokens, stop_ids, temperature=0.0, top_p=1.0, seeds=None, agreed=bool):
+def generate(
+    model, prompts, max_new_tokens, stop_ids, temperature=0.0, top_p=1.0, seeds=None, agreed=bool
+):
     """Continue each prompt (list of token ids) by at most `max_new_tokens`; the stop token is not in the result.
 
     seeds: one a row (None: 0, 1, ...); a row samples with its own generator, so its text does not depend on its neighbours.

@@ -9,7 +9,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 TRITON = importlib.util.find_spec("triton") is not None  # it has no wheel for every platform
 if TRITON:
@@ -18,8 +22,10 @@ if TRITON:
 
 RECOMPUTE = ("off", "selective", "full")  # what of a block's activations the backward makes again
 KEPT = {  # by "selective": results of products and attention; norms, RoPE and SwiGLU are cheap to make again
-    torch.ops.aten.mm.default, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default, torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.higher_order.flex_attention,
 }
 
@@ -58,7 +64,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         weight = self.weight.to(x.dtype)
-        return rms_norm(x, weight, self.eps) if fused(x) else F.rms_norm(x, x.shape[-1:], weight, self.eps)
+        return (
+            rms_norm(x, weight, self.eps)
+            if fused(x)
+            else F.rms_norm(x, x.shape[-1:], weight, self.eps)
+        )
 
 
 class Embedding(nn.Module):
@@ -77,7 +87,9 @@ def rope_frequencies(config, device=None):
     if config.rope_scaling is None:
         return freq
     s = config.rope_scaling
-    turns = s["original_max_position_embeddings"] * freq / (2 * math.pi)  # rotations over the original context
+    turns = (
+        s["original_max_position_embeddings"] * freq / (2 * math.pi)
+    )  # rotations over the original context
     keep = (turns - s["low_freq_factor"]) / (s["high_freq_factor"] - s["low_freq_factor"])
     keep = keep.clamp(0, 1)
     return keep * freq + (1 - keep) * freq / s["factor"]
@@ -93,13 +105,21 @@ def rotate(x_THE, cos_TE, sin_TE):
 class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
-        D, H, K, E = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        D, H, K, E = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         self.layer, self.E = layer, E
         self.q_proj, self.k_proj, self.v_proj = Linear(D, H * E), Linear(D, K * E), Linear(D, K * E)
         self.o_proj = Linear(H * E, D)
 
     def forward(self, x_TD, rope, attend):
-        q, k, v = (proj(x_TD).unflatten(-1, (-1, self.E)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            proj(x_TD).unflatten(-1, (-1, self.E))
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         out_THE = attend(self.layer, rotate(q, *rope), rotate(k, *rope), v)
         return self.o_proj(out_THE.flatten(-2))
 
@@ -139,7 +159,9 @@ class Decoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Block(config, layer) for layer in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -156,7 +178,11 @@ class Llama(nn.Module):
     @property
     def head_weight_VD(self):
         """The LM head's weight as stored; the embedding itself when they are tied."""
-        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        return (
+            self.model.embed_tokens.weight
+            if self.config.tie_word_embeddings
+            else self.lm_head.weight
+        )
 
     def forward_hidden(self, tokens_T, positions_T, attend):
         """Hidden states after the final norm, [T, D] in `dtype`: what the LM head multiplies.
@@ -164,7 +190,9 @@ class Llama(nn.Module):
         tokens_T, positions_T: int64; attend: see model/attention.py.
         """
         x_TD = self.model.embed_tokens(tokens_T).to(self.dtype)
-        angle_TE = torch.outer(positions_T.float(), rope_frequencies(self.config, tokens_T.device)).repeat(1, 2)
+        angle_TE = torch.outer(
+            positions_T.float(), rope_frequencies(self.config, tokens_T.device)
+        ).repeat(1, 2)
         rope = angle_TE.cos().to(self.dtype), angle_TE.sin().to(self.dtype)
         for block in self.model.layers:
             x_TD = block(x_TD, rope, attend)

@@ -15,8 +15,16 @@ from model.llama import Linear
 from model.weights import assign, kept_rows, meta_model, opened, write_tensors
 
 PREFIX = "base_model.model."  # PEFT wraps twice; its files carry the names of both wrappers
-UNSUPPORTED = {"use_dora": False, "use_rslora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None,
-               "rank_pattern": {}, "alpha_pattern": {}, "layers_to_transform": None}
+UNSUPPORTED = {
+    "use_dora": False,
+    "use_rslora": False,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "layers_to_transform": None,
+}
 
 
 class LoRALinear(nn.Module):
@@ -26,7 +34,13 @@ class LoRALinear(nn.Module):
         super().__init__()
         device = base.weight.device
         outputs, inputs = base.weight.shape
-        self.base, self.rank, self.alpha, self.scale, self.dropout = base, rank, alpha, alpha / rank, dropout
+        self.base, self.rank, self.alpha, self.scale, self.dropout = (
+            base,
+            rank,
+            alpha,
+            alpha / rank,
+            dropout,
+        )
         # float32: an AdamW step of lr 1e-5 on a bfloat16 weight of size 0.1 is rounded away
         self.lora_A = nn.Parameter(torch.empty(rank, inputs, device=device))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, device=device))
@@ -50,13 +64,20 @@ def add_lora(model, rank, alpha, targets, dropout=0.0, seed=0):
     found = set()
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
-        if leaf not in targets or not isinstance(module, Linear) or leaf == "lm_head":  # the head is the fused kernel's
+        if (
+            leaf not in targets or not isinstance(module, Linear) or leaf == "lm_head"
+        ):  # the head is the fused kernel's
             continue
         setattr(model.get_submodule(parent), leaf, LoRALinear(module, rank, alpha, dropout))
         found.add(leaf)
     if absent := sorted(set(targets) - found):
-        known = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, Linear)} - {"lm_head"})
-        raise InputError(f"lora.targets: no layer is named {', '.join(absent)}; this model has {', '.join(known)}")
+        known = sorted(
+            {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, Linear)}
+            - {"lm_head"}
+        )
+        raise InputError(
+            f"lora.targets: no layer is named {', '.join(absent)}; this model has {', '.join(known)}"
+        )
     return model if model.head_weight_VD.is_meta else draw_lora(model, seed)
 
 
@@ -77,7 +98,9 @@ def draw_lora(model, seed):
 
 def lora_layers(model):
     """{layer name in the Hugging Face tree: LoRALinear}."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
+    }
 
 
 @contextmanager
@@ -98,7 +121,9 @@ def merge_lora(model):
     """Fold every update into its weight, W + (alpha / r) B A, summed in float32, and take the adapters out."""
     for name, layer in lora_layers(model).items():
         weight = layer.base.weight.data
-        weight.copy_((weight.float() + layer.scale * layer.lora_B.data @ layer.lora_A.data).to(weight.dtype))
+        weight.copy_(
+            (weight.float() + layer.scale * layer.lora_B.data @ layer.lora_A.data).to(weight.dtype)
+        )
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer.base)
     return model
@@ -106,19 +131,33 @@ def merge_lora(model):
 
 def lora_parameters(model):
     """(name, parameter) of every A and B."""
-    return [(f"{name}.{side}", getattr(layer, side)) for name, layer in lora_layers(model).items() for side in ("lora_A", "lora_B")]
+    return [
+        (f"{name}.{side}", getattr(layer, side))
+        for name, layer in lora_layers(model).items()
+        for side in ("lora_A", "lora_B")
+    ]
 
 
 def save_adapter(model, out_dir, base_model, tensors=None):
     """adapter_config.json and adapter_model.safetensors as PEFT writes them (float32). tensors: (name, tensor) of `lora_parameters`,
     gathered, if the model is sharded."""
     out_dir, layers = Path(out_dir), lora_layers(model)
-    tensors = {f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous() for name, tensor in tensors or lora_parameters(model)}
+    tensors = {
+        f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous()
+        for name, tensor in tensors or lora_parameters(model)
+    }
     first = next(iter(layers.values()))
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model), "inference_mode": True,
-        "r": first.rank, "lora_alpha": first.alpha, "lora_dropout": first.dropout, "init_lora_weights": True,
-        "target_modules": sorted({name.rpartition(".")[2] for name in layers}), **UNSUPPORTED,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base_model),
+        "inference_mode": True,
+        "r": first.rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": first.dropout,
+        "init_lora_weights": True,
+        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        **UNSUPPORTED,
     }
     write_tensors(tensors, out_dir / "adapter_model.safetensors")
     (out_dir / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -129,10 +168,14 @@ def read_adapter(adapter_dir):
     path = Path(adapter_dir) / "adapter_config.json"
     config = read_json(path)
     if config.get("peft_type") != "LORA":
-        raise InputError(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA adapters are supported")
+        raise InputError(
+            f"{path}: peft_type is {config.get('peft_type')!r}; only LORA adapters are supported"
+        )
     for key, plain in UNSUPPORTED.items():
         if config.get(key) not in (plain, None) and config[key] != []:
-            raise InputError(f"{path}: {key} = {config[key]!r} is not supported; expected {plain!r}")
+            raise InputError(
+                f"{path}: {key} = {config[key]!r} is not supported; expected {plain!r}"
+            )
     with opened(Path(adapter_dir) / "adapter_model.safetensors") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     return config, tensors
@@ -158,19 +201,37 @@ def load_adapter(model, adapter_dir):
     """Add the adapter in `adapter_dir` (ours or PEFT's) to a model without one. Raises InputError naming what does not fit."""
     config, tensors = read_adapter(adapter_dir)
     file_path = Path(adapter_dir) / "adapter_model.safetensors"
-    targets = sorted({name.split(".")[-3] for name in tensors if name.endswith((".lora_A.weight", ".lora_B.weight"))})
-    if not targets or not all(isinstance(config.get(key), (int, float)) and config[key] > 0 for key in ("r", "lora_alpha")):
-        raise InputError(f"{adapter_dir}: no LoRA tensors, or no positive r and lora_alpha in adapter_config.json")
-    add_lora(model, config["r"], config["lora_alpha"], targets, float(config.get("lora_dropout") or 0.0))
+    targets = sorted(
+        {
+            name.split(".")[-3]
+            for name in tensors
+            if name.endswith((".lora_A.weight", ".lora_B.weight"))
+        }
+    )
+    if not targets or not all(
+        isinstance(config.get(key), (int, float)) and config[key] > 0 for key in ("r", "lora_alpha")
+    ):
+        raise InputError(
+            f"{adapter_dir}: no LoRA tensors, or no positive r and lora_alpha in adapter_config.json"
+        )
+    add_lora(
+        model, config["r"], config["lora_alpha"], targets, float(config.get("lora_dropout") or 0.0)
+    )
     for name, layer in lora_layers(model).items():
         for side in ("lora_A", "lora_B"):
             key, parameter = f"{PREFIX}{name}.{side}.weight", getattr(layer, side)
             if key not in tensors:
-                raise InputError(f"{file_path}: the tensor {key} is missing; was the adapter made for another model?")
+                raise InputError(
+                    f"{file_path}: the tensor {key} is missing; was the adapter made for another model?"
+                )
             tensor = tensors.pop(key)
             if tensor.shape != parameter.shape:
-                raise InputError(f"{file_path}: {key} has shape {list(tensor.shape)}; this model needs {list(parameter.shape)}")
+                raise InputError(
+                    f"{file_path}: {key} has shape {list(tensor.shape)}; this model needs {list(parameter.shape)}"
+                )
             parameter.data.copy_(tensor)
     if tensors:
-        raise InputError(f"{file_path}: {sorted(tensors)[0]} fits no layer of this model ({len(tensors)} such tensors)")
+        raise InputError(
+            f"{file_path}: {sorted(tensors)[0]} fits no layer of this model ({len(tensors)} such tensors)"
+        )
     return model

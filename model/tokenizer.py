@@ -16,13 +16,20 @@ from tokenizers import Tokenizer as FastTokenizer
 from model.config import existing, read_json
 from model.errors import InputError
 
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3_SPECIALS = (
-    "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
-    "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eom_id|>", "<|eot_id|>", "<|python_tag|>", *(f"<|reserved_special_token_{n}|>" for n in range(3, 248)),
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_2|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    *(f"<|reserved_special_token_{n}|>" for n in range(3, 248)),
 )
 
 
@@ -30,7 +37,12 @@ class Tokenizer:
     """Text to ids and back. `encode` is for user text: whatever it says, no control token comes out of it."""
 
     def __init__(self, path, backend, bos_id=None, eos_ids=()):
-        self.path, self._backend, self.bos_id, self.eos_ids = Path(path), backend, bos_id, tuple(eos_ids)
+        self.path, self._backend, self.bos_id, self.eos_ids = (
+            Path(path),
+            backend,
+            bos_id,
+            tuple(eos_ids),
+        )
         self.vocab_size = backend.vocab_size
 
     def encode(self, text):
@@ -73,7 +85,10 @@ class _Fast:
         return self.full.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids, skip_special):
-        return self.full.decode([i for i in ids if i not in self.specials] if skip_special else ids, skip_special_tokens=False)
+        return self.full.decode(
+            [i for i in ids if i not in self.specials] if skip_special else ids,
+            skip_special_tokens=False,
+        )
 
     def token_id(self, text):
         return self.full.token_to_id(text)
@@ -87,16 +102,24 @@ class _SentencePiece:
 
     def __init__(self, processor):
         self.sp, self.vocab_size = processor, processor.get_piece_size()
-        control = [processor.id_to_piece(i) for i in range(self.vocab_size) if processor.is_control(i)]
+        control = [
+            processor.id_to_piece(i) for i in range(self.vocab_size) if processor.is_control(i)
+        ]
         self.control = {piece: processor.piece_to_id(piece) for piece in control}
-        self.split = re.compile("(" + "|".join(map(re.escape, control)) + ")" if control else r"(?!)()")
+        self.split = re.compile(
+            "(" + "|".join(map(re.escape, control)) + ")" if control else r"(?!)()"
+        )
 
     def encode(self, text):
         return self.sp.encode(text)
 
     def encode_rendered(self, text):
         pieces = [piece for piece in self.split.split(text) if piece]
-        return [i for piece in pieces for i in ([self.control[piece]] if piece in self.control else self.sp.encode(piece))]
+        return [
+            i
+            for piece in pieces
+            for i in ([self.control[piece]] if piece in self.control else self.sp.encode(piece))
+        ]
 
     def decode(self, ids, skip_special):
         if skip_special:
@@ -121,16 +144,30 @@ class _SentencePiece:
 def load_tokenizer(model_dir):
     """The tokenizer of a model directory: tokenizer.json, else tokenizer.model. Raises InputError for a missing or broken file."""
     model_dir = existing(model_dir)
-    path = next((model_dir / name for name in ("tokenizer.json", "tokenizer.model") if (model_dir / name).exists()), None)
+    path = next(
+        (
+            model_dir / name
+            for name in ("tokenizer.json", "tokenizer.model")
+            if (model_dir / name).exists()
+        ),
+        None,
+    )
     if path is None:
-        raise InputError(f"{model_dir}: no tokenizer.json and no tokenizer.model; copy the model's tokenizer beside its weights")
+        raise InputError(
+            f"{model_dir}: no tokenizer.json and no tokenizer.model; copy the model's tokenizer beside its weights"
+        )
     backend = read_backend(path)
     settings = {}
-    for name in ("config.json", "generation_config.json"):  # the later one wins: it has the whole list of end-of-turn ids
+    for name in (
+        "config.json",
+        "generation_config.json",
+    ):  # the later one wins: it has the whole list of end-of-turn ids
         if (model_dir / name).exists():
             settings |= {k: v for k, v in read_json(model_dir / name).items() if v is not None}
     eos = settings.get("eos_token_id", [])
-    return Tokenizer(path, backend, settings.get("bos_token_id"), eos if isinstance(eos, list) else [eos])
+    return Tokenizer(
+        path, backend, settings.get("bos_token_id"), eos if isinstance(eos, list) else [eos]
+    )
 
 
 def read_backend(path):
@@ -139,14 +176,18 @@ def read_backend(path):
         try:
             return _Fast(FastTokenizer.from_str(data.decode("utf-8")))
         except Exception as error:  # the library raises bare Exception for every kind of bad file
-            raise InputError(f"{path}: not a whole tokenizer.json ({error}); it may be cut short: copy it again") from error
+            raise InputError(
+                f"{path}: not a whole tokenizer.json ({error}); it may be cut short: copy it again"
+            ) from error
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", data):
         return _Fast(llama3_bpe(_ranks(data, path)))
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(data)
     except RuntimeError as error:
-        raise InputError(f"{path}: neither tokenizers JSON, nor Llama-3 ranks, nor a sentencepiece model; copy the file again") from error
+        raise InputError(
+            f"{path}: neither tokenizers JSON, nor Llama-3 ranks, nor a sentencepiece model; copy the file again"
+        ) from error
     return _SentencePiece(processor)
 
 
@@ -158,9 +199,13 @@ def _ranks(data, path):
         try:
             token, rank = base64.b64decode(fields[0], validate=True), int(fields[1])
         except (binascii.Error, ValueError, IndexError) as error:
-            raise InputError(f"{path}:{number}: expected base64 and a rank; the file may be cut short: copy it again") from error
+            raise InputError(
+                f"{path}:{number}: expected base64 and a rank; the file may be cut short: copy it again"
+            ) from error
         if rank != len(ranks):
-            raise InputError(f"{path}:{number}: rank {rank} where {len(ranks)} was expected; the file may be cut short: copy it again")
+            raise InputError(
+                f"{path}:{number}: rank {rank} where {len(ranks)} was expected; the file may be cut short: copy it again"
+            )
         ranks.append(token)
     return ranks
 
@@ -172,11 +217,19 @@ def llama3_bpe(ranks):
     rank_of = {token: rank for rank, token in enumerate(ranks)}
     merges = [_last_merge(token, rank_of) for token in ranks if len(token) > 1]
     pairs = [tuple("".join(letter[b] for b in part) for part in merge) for merge in merges if merge]
-    tokenizer = FastTokenizer(models.BPE({w: i for i, w in enumerate(word)}, pairs, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer = FastTokenizer(
+        models.BPE({w: i for i, w in enumerate(word)}, pairs, ignore_merges=True)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in LLAMA3_SPECIALS])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in LLAMA3_SPECIALS]
+    )
     return tokenizer
 
 

@@ -22,11 +22,29 @@ from model.weights import COMPANIONS
 
 ROOT = Path(__file__).parent.parent
 TINY = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 49152, "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
-    "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                     "original_max_position_embeddings": 64},
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 49152,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
 }
 
 
@@ -60,7 +78,9 @@ def write_tiny(path, smollm2, seed=0, **changes):
     tensors = {}
     for name, parameter in Llama(load_config(path)).named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        tensors[name] = 1 + 0.1 * noise if parameter.dim() == 1 else noise * parameter.shape[-1] ** -0.5
+        tensors[name] = (
+            1 + 0.1 * noise if parameter.dim() == 1 else noise * parameter.shape[-1] ** -0.5
+        )
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return path
 
@@ -77,12 +97,33 @@ def preferences():
 
 def some_preferences():
     """A dozen preferences of unequal lengths, as `cita` records."""
-    subjects = ("rain", "old trees", "night trains", "bread", "chess", "a borrowed book", "bees", "ferries", "maps", "the first frost", "soup", "tin roofs")
+    subjects = (
+        "rain",
+        "old trees",
+        "night trains",
+        "bread",
+        "chess",
+        "a borrowed book",
+        "bees",
+        "ferries",
+        "maps",
+        "the first frost",
+        "soup",
+        "tin roofs",
+    )
     return [
-        {"id": f"p{n}", "instruction": "Answer in few words." if n % 2 else "Answer warmly and take your time over it.",
-         "prompt": f"What should a visitor know about {subject}?" + " Please think of children too." * (n % 3),
-         "chosen": f"{subject.capitalize()} ask for patience" + ", and for an open window" * (n % 4) + ".",
-         "rejected": f"Nobody needs to know about {subject}" + " at all" * (n % 5) + "!"}
+        {
+            "id": f"p{n}",
+            "instruction": "Answer in few words."
+            if n % 2
+            else "Answer warmly and take your time over it.",
+            "prompt": f"What should a visitor know about {subject}?"
+            + " Please think of children too." * (n % 3),
+            "chosen": f"{subject.capitalize()} ask for patience"
+            + ", and for an open window" * (n % 4)
+            + ".",
+            "rejected": f"Nobody needs to know about {subject}" + " at all" * (n % 5) + "!",
+        }
         for n, subject in enumerate(subjects)
     ]
 

@@ -6,12 +6,17 @@ from pathlib import Path
 from ecliptica import config
 
 ROOT = Path(__file__).parent.parent
-DOCS = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+DOCS = {
+    path: path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+}
 
 
 def test_files_named_in_the_documents_exist():
     for doc, text in DOCS.items():
-        for name in re.findall(r"`((?:ecliptica|kernels|model|tests|docs)/[\w/.]+\.(?:py|md|toml|jsonl))", text):
+        for name in re.findall(
+            r"`((?:ecliptica|kernels|model|tests|docs)/[\w/.]+\.(?:py|md|toml|jsonl))", text
+        ):
             assert "NAME" in name or (ROOT / name).exists(), f"{doc.name}: {name}"
 
 
@@ -25,7 +30,9 @@ def test_every_erratum_names_a_test_that_exists():
 
 def test_config_keys_named_in_the_documents_exist():
     for doc, text in DOCS.items():
-        for section, key in re.findall(r"`?\b(model|data|objective|lora|training|samples|run)\.(\w+) ?=", text):
+        for section, key in re.findall(
+            r"`?\b(model|data|objective|lora|training|samples|run)\.(\w+) ?=", text
+        ):
             assert hasattr(getattr(config.Config(), section), key), f"{doc.name}: {section}.{key}"
 
 
@@ -37,6 +44,17 @@ def test_shipped_recipes_are_valid():
 
 
 def test_the_resolved_config_reads_back_as_itself(tmp_path):
-    loaded = config.load("demo", ["objective.reference_free=true", 'samples.prompts=["a \\"quoted\\" one", "b"]', "lora.targets=q_proj,v_proj"])
+    loaded = config.load(
+        "demo",
+        [
+            "objective.reference_free=true",
+            'samples.prompts=["a \\"quoted\\" one", "b"]',
+            "lora.targets=q_proj,v_proj",
+        ],
+    )
     (tmp_path / "c.toml").write_text(config.as_toml(loaded))
-    assert config.load(tmp_path / "c.toml") == loaded and loaded.lora.targets == ("q_proj", "v_proj") and loaded.samples.prompts[0] == 'a "quoted" one'
+    assert (
+        config.load(tmp_path / "c.toml") == loaded
+        and loaded.lora.targets == ("q_proj", "v_proj")
+        and loaded.samples.prompts[0] == 'a "quoted" one'
+    )

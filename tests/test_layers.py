@@ -9,9 +9,16 @@ import kernels
 
 ROOT = Path(__file__).parent.parent
 PEERS = {"transformers", "peft", "trl"}
-BELOW = {"kernels": set(), "model": {"kernels"}, "ecliptica": {"kernels", "model"}}  # who may import whom, beside itself
+BELOW = {
+    "kernels": set(),
+    "model": {"kernels"},
+    "ecliptica": {"kernels", "model"},
+}  # who may import whom, beside itself
 FLOORS = [  # ecliptica's own floors, from the ground up
-    {"schema"}, {"config", "policy", "objectives", "isd"}, {"data"}, {"training", "evaluation"},
+    {"schema"},
+    {"config", "policy", "objectives", "isd"},
+    {"data"},
+    {"training", "evaluation"},
 ]
 SHARED = {"jsonl"}  # ecliptica.data.jsonl reads lines for everybody
 
@@ -39,13 +46,23 @@ def test_floors_of_ecliptica():
         own = path.relative_to(ROOT / "ecliptica").parts[0].removesuffix(".py")
         for name in imported(path):
             parts = name.split(".")
-            if parts[0] == "ecliptica" and len(parts) > 1 and parts[1] in floor and own in floor and not SHARED & set(parts):
+            if (
+                parts[0] == "ecliptica"
+                and len(parts) > 1
+                and parts[1] in floor
+                and own in floor
+                and not SHARED & set(parts)
+            ):
                 assert floor[parts[1]] <= floor[own], f"{path} imports {name}"
 
 
 def test_kernels_is_ours_and_no_peer_is_loaded_at_run_time():
     assert Path(kernels.__file__).parent == ROOT / "kernels"
-    code = "import sys, train, eval, ecliptica.evaluation.report, ecliptica.isd.__main__, model.import_gguf; from ecliptica.evaluation import suites; " \
-           "[suites.get(n) for n in suites.NAMES]; print(sorted({'transformers', 'peft', 'trl', 'matplotlib', 'gguf'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import sys, train, eval, ecliptica.evaluation.report, ecliptica.isd.__main__, model.import_gguf; from ecliptica.evaluation import suites; "
+        "[suites.get(n) for n in suites.NAMES]; print(sorted({'transformers', 'peft', 'trl', 'matplotlib', 'gguf'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -22,7 +22,9 @@ def records(path, parse, on_error="stop", skipped=None):
     except IsADirectoryError as error:
         raise InputError(f"{path}: is a directory; expected a file of JSON lines") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected JSON lines") from error
+        raise InputError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected JSON lines"
+        ) from error
     found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -35,7 +37,10 @@ def records(path, parse, on_error="stop", skipped=None):
                 raise
             skipped.append(str(error))
     if not found:
-        raise InputError(f"{path}: no usable line; expected at least one JSON object" + (f"; first error: {skipped[0]}" if skipped else ""))
+        raise InputError(
+            f"{path}: no usable line; expected at least one JSON object"
+            + (f"; first error: {skipped[0]}" if skipped else "")
+        )
     return found
 
 
@@ -43,7 +48,9 @@ def _object(line, where):
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); expected one object a line") from error
+        raise InputError(
+            f"{where}: not valid JSON ({error.msg} at column {error.colno}); expected one object a line"
+        ) from error
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(record).__name__}")
     return record
@@ -55,7 +62,9 @@ def text(record, key, where, required=True):
     if value is None and not required:
         return None
     if key not in record:
-        raise InputError(f"{where}: the field {key!r} is missing; the line has {', '.join(map(repr, record)) or 'no field'}")
+        raise InputError(
+            f"{where}: the field {key!r} is missing; the line has {', '.join(map(repr, record)) or 'no field'}"
+        )
     if not isinstance(value, str):
         raise InputError(f"{where}: {key!r} must be a string, got {type(value).__name__}")
     if not value.strip():
@@ -68,12 +77,16 @@ def texts(record, key, where, least):
     values = record.get(key)
     if not isinstance(values, list) or len(values) < least:
         raise InputError(f"{where}: {key!r} must be a list of at least {least} strings")
-    return tuple(text({f"{key}[{n}]": value}, f"{key}[{n}]", where) for n, value in enumerate(values))
+    return tuple(
+        text({f"{key}[{n}]": value}, f"{key}[{n}]", where) for n, value in enumerate(values)
+    )
 
 
 def distinct(chosen, rejected, where):
     if chosen == rejected:
-        raise InputError(f"{where}: 'chosen' and 'rejected' are equal; a preference needs two different responses")
+        raise InputError(
+            f"{where}: 'chosen' and 'rejected' are equal; a preference needs two different responses"
+        )
     return chosen, rejected
 
 
@@ -100,5 +113,9 @@ def named(path):
     try:
         yield
     except OSError as error:
-        room = "; make room and start the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        room = (
+            "; make room and start the same command again"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else ""
+        )
         raise OSError(error.errno, f"{error.strerror}{room}", str(path)) from error

@@ -22,7 +22,9 @@ def load_examples(path, config, tokenizer, template, responses, split="train"):
         if example is not None:
             examples.append(example)
     if not examples:
-        raise InputError(f"{path or config.format}: none of {len(preferences)} preferences fits data.max_tokens={config.max_tokens}; raise it or shorten the data")
+        raise InputError(
+            f"{path or config.format}: none of {len(preferences)} preferences fits data.max_tokens={config.max_tokens}; raise it or shorten the data"
+        )
     return examples, counts
 
 
@@ -34,7 +36,12 @@ class Batches:
     """
 
     def __init__(self, examples, config):
-        self.examples, self.batch, self.micro, self.seed = examples, config.batch_preferences, config.micro_preferences, config.seed
+        self.examples, self.batch, self.micro, self.seed = (
+            examples,
+            config.batch_preferences,
+            config.micro_preferences,
+            config.seed,
+        )
         self.per_epoch = -(-len(examples) // self.batch)
         self.steps = config.max_steps or self.per_epoch * config.epochs
 

@@ -14,16 +14,23 @@ def encode(preference, tokenizer, template, config, counts, count=None):
     (None: all); `counts`: takes note of what was cut or dropped.
     """
     rejected = preference.responses[1] if config.contrastive else None
-    responses = [encode_pieces(tokenizer, response_pieces(template, r)) for r in preference.responses[:count]]
+    responses = [
+        encode_pieces(tokenizer, response_pieces(template, r)) for r in preference.responses[:count]
+    ]
 
     def context_of(prompt):
-        return encode_pieces(tokenizer, render_context(template, prompt, preference.instruction, preference.turns, rejected))
+        return encode_pieces(
+            tokenizer,
+            render_context(template, prompt, preference.instruction, preference.turns, rejected),
+        )
 
     context, longest = context_of(preference.prompt), max(map(len, responses))
     if len(context) + longest > config.max_tokens:
         prompt_ids = tokenizer.encode(preference.prompt)
         fixed, cut = len(context) - len(prompt_ids), 0
-        target = max(config.max_tokens - longest, fixed + min(config.keep_prompt_tokens, len(prompt_ids)))
+        target = max(
+            config.max_tokens - longest, fixed + min(config.keep_prompt_tokens, len(prompt_ids))
+        )
         while len(context) > target and cut < len(prompt_ids):
             cut = min(cut + len(context) - target, len(prompt_ids))
             context = context_of(tokenizer.decode(prompt_ids[cut:]).lstrip("\ufffd"))
@@ -44,7 +51,20 @@ def encode(preference, tokenizer, template, config, counts, count=None):
 
 def pack(examples):
     """One PackedBatch of several Encoded. Masks come from lengths alone, never from token values (pad may equal eos)."""
-    columns = {name: [] for name in ("tokens", "positions", "document", "branch", "rows", "targets", "segments", "owner", "scores")}
+    columns = {
+        name: []
+        for name in (
+            "tokens",
+            "positions",
+            "document",
+            "branch",
+            "rows",
+            "targets",
+            "segments",
+            "owner",
+            "scores",
+        )
+    }
 
     def add(ids, first_position, document, branch):
         columns["tokens"].extend(ids)
@@ -63,11 +83,22 @@ def pack(examples):
             columns["segments"].extend([len(columns["owner"])] * len(response))
             columns["owner"].append(document)
         columns["scores"].extend(example.scores)
-    x = {name: torch.tensor(values, dtype=torch.float32 if name == "scores" else torch.int64) for name, values in columns.items()}
+    x = {
+        name: torch.tensor(values, dtype=torch.float32 if name == "scores" else torch.int64)
+        for name, values in columns.items()
+    }
     return PackedBatch(
-        tokens_T=x["tokens"], positions_T=x["positions"], document_T=x["document"], branch_T=x["branch"], rows_R=x["rows"],
-        targets_R=x["targets"], segments_R=x["segments"], owner_S=x["owner"], scores_S=x["scores"],
-        ids=tuple(example.id for example in examples), keys=tuple(example.key for example in examples),
+        tokens_T=x["tokens"],
+        positions_T=x["positions"],
+        document_T=x["document"],
+        branch_T=x["branch"],
+        rows_R=x["rows"],
+        targets_R=x["targets"],
+        segments_R=x["segments"],
+        owner_S=x["owner"],
+        scores_S=x["scores"],
+        ids=tuple(example.id for example in examples),
+        keys=tuple(example.key for example in examples),
     )
 
 

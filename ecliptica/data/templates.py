@@ -14,7 +14,9 @@ class Control:
     text: str
 
 
-EOS = Control("<end of sequence>")  # stands for the model's own end-of-sequence token, whatever it is called
+EOS = Control(
+    "<end of sequence>"
+)  # stands for the model's own end-of-sequence token, whatever it is called
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,50 @@ def _headers(role, newlines):
 TEMPLATES = {
     t.name: t
     for t in (
-        Template("llama3", "<|begin_of_text|>", _headers("user", "\n\n"),
-                 (Control("<|eot_id|>"), *_headers("assistant", "\n\n")), "<|eot_id|>"),
-        Template("chatml", None, (Control("<|im_start|>"), "user\n"),
-                 (Control("<|im_end|>"), "\n", Control("<|im_start|>"), "assistant\n"), "<|im_end|>", after_end="\n"),
+        Template(
+            "llama3",
+            "<|begin_of_text|>",
+            _headers("user", "\n\n"),
+            (Control("<|eot_id|>"), *_headers("assistant", "\n\n")),
+            "<|eot_id|>",
+        ),
+        Template(
+            "chatml",
+            None,
+            (Control("<|im_start|>"), "user\n"),
+            (Control("<|im_end|>"), "\n", Control("<|im_start|>"), "assistant\n"),
+            "<|im_end|>",
+            after_end="\n",
+        ),
         # as printed: one newline after each header, a newline before each end of turn, no BOS
-        Template("paper", None, _headers("user", "\n"),
-                 ("\n", Control("<|eot_id|>"), "\n", *_headers("assistant", "\n")), "<|eot_id|>", before_end="\n", after_end="\n"),
-        Template("alpaca", None, ("### Instruction:\n",), ("\n\n### Response:\n",), None, after_end="\n\n"),
+        Template(
+            "paper",
+            None,
+            _headers("user", "\n"),
+            ("\n", Control("<|eot_id|>"), "\n", *_headers("assistant", "\n")),
+            "<|eot_id|>",
+            before_end="\n",
+            after_end="\n",
+        ),
+        Template(
+            "alpaca",
+            None,
+            ("### Instruction:\n",),
+            ("\n\n### Response:\n",),
+            None,
+            after_end="\n\n",
+        ),
     )
 }
 
 
 def body(prompt, instruction=None, rejected=None):
     """The user's turn. With `rejected`, contrastive ITA: the bad response is shown and the better one asked for."""
-    text = prompt if instruction is None else f"### Alignment Instruction:\n{instruction}\n\n### User Prompt:\n{prompt}"
+    text = (
+        prompt
+        if instruction is None
+        else f"### Alignment Instruction:\n{instruction}\n\n### User Prompt:\n{prompt}"
+    )
     if rejected is not None:
         text += f"\n\n### Rejected Response (Bad):\n{rejected}\n\n### What's expected instead?"
     return text
@@ -62,16 +93,26 @@ def get_template(name, tokenizer):
     template = TEMPLATES[name]
     absent = [text for text in _control_texts(template) if tokenizer.token_id(text) is None]
     if absent:
-        fits = [t.name for t in TEMPLATES.values() if all(tokenizer.token_id(c) is not None for c in _control_texts(t))]
-        raise InputError(f"template {name}: {tokenizer.path} has no token {absent[0]}; templates that fit it: {', '.join(fits)}")
+        fits = [
+            t.name
+            for t in TEMPLATES.values()
+            if all(tokenizer.token_id(c) is not None for c in _control_texts(t))
+        ]
+        raise InputError(
+            f"template {name}: {tokenizer.path} has no token {absent[0]}; templates that fit it: {', '.join(fits)}"
+        )
     if template.end is None and not tokenizer.eos_ids:
-        raise InputError(f"template {name}: the model in {tokenizer.path} names no eos_token_id to end a response with")
+        raise InputError(
+            f"template {name}: the model in {tokenizer.path} names no eos_token_id to end a response with"
+        )
     return template
 
 
 def _control_texts(template):
     pieces = (*template.user_open, *template.user_close)
-    return [p.text for p in pieces if isinstance(p, Control)] + [t for t in (template.bos, template.end) if t]
+    return [p.text for p in pieces if isinstance(p, Control)] + [
+        t for t in (template.bos, template.end) if t
+    ]
 
 
 def render_context(template, prompt, instruction=None, turns=(), rejected=None):

@@ -16,7 +16,9 @@ from ecliptica.data.jsonl import append
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_stream
 from model.errors import InputError
 
-RESPONSES_PER_DOCUMENT = 32  # a context is repeated for more: bounds memory, and what a kill can lose
+RESPONSES_PER_DOCUMENT = (
+    32  # a context is repeated for more: bounds memory, and what a kill can lose
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Cell:
 
     @property
     def digest(self):
-        return hashlib.sha256(json.dumps([self.instruction, self.prompt, self.response]).encode()).hexdigest()[:24]
+        return hashlib.sha256(
+            json.dumps([self.instruction, self.prompt, self.response]).encode()
+        ).hexdigest()[:24]
 
 
 def read_lines(path):
@@ -45,7 +49,9 @@ def read_lines(path):
         try:
             found.append(json.loads(line))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({error}); delete that line, it will be made again") from error
+            raise InputError(
+                f"{path}:{number}: not valid JSON ({error}); delete that line, it will be made again"
+            ) from error
     return found
 
 
@@ -54,7 +60,11 @@ def documents(cells):
     contexts = {}
     for cell in cells:
         contexts.setdefault((cell.instruction, cell.prompt), []).append(cell)
-    return [cells[at : at + RESPONSES_PER_DOCUMENT] for cells in contexts.values() for at in range(0, len(cells), RESPONSES_PER_DOCUMENT)]
+    return [
+        cells[at : at + RESPONSES_PER_DOCUMENT]
+        for cells in contexts.values()
+        for at in range(0, len(cells), RESPONSES_PER_DOCUMENT)
+    ]
 
 
 class Scores:
@@ -75,15 +85,37 @@ class Scores:
             return self
         if self.system is None:
             cell = next(iter(missing.values()))
-            raise InputError(f"{self.path}: has no score of {self.label} for {cell.names or cell.prompt!r} (and {len(missing) - 1} more); "
-                             "it was made with other settings or not finished: run without --rescore")
+            raise InputError(
+                f"{self.path}: has no score of {self.label} for {cell.names or cell.prompt!r} (and {len(missing) - 1} more); "
+                "it was made with other settings or not finished: run without --rescore"
+            )
         parts = documents(missing.values())
-        jobs = [(str(part[0].names or part[0].prompt), context_ids(self.system, part[0].prompt, part[0].instruction),
-                 [response_ids(self.system, cell.response) for cell in part]) for part in parts]
+        jobs = [
+            (
+                str(part[0].names or part[0].prompt),
+                context_ids(self.system, part[0].prompt, part[0].instruction),
+                [response_ids(self.system, cell.response) for cell in part],
+            )
+            for part in parts
+        ]
         for index, (logps, tokens, _) in score_stream(self.system, jobs, self.label):
-            self.known |= {cell.digest: (logp, count) for cell, logp, count in zip(parts[index], logps, tokens)}
-            append(self.path, [{"system": self.label, "key": self.key, "cell": cell.digest, **cell.names, "logp": logp, "tokens": count}
-                               for cell, logp, count in zip(parts[index], logps, tokens)])
+            self.known |= {
+                cell.digest: (logp, count) for cell, logp, count in zip(parts[index], logps, tokens)
+            }
+            append(
+                self.path,
+                [
+                    {
+                        "system": self.label,
+                        "key": self.key,
+                        "cell": cell.digest,
+                        **cell.names,
+                        "logp": logp,
+                        "tokens": count,
+                    }
+                    for cell, logp, count in zip(parts[index], logps, tokens)
+                ],
+            )
         return self
 
     def __getitem__(self, cell):
@@ -98,19 +130,44 @@ class Measures:
 
     def __init__(self, path, key, label, field, system=None):
         """key: what the number depends on beside the digest. system: None to work from the file alone."""
-        self.path, self.key, self.label, self.field, self.system = Path(path), key, label, field, system
-        self.known = {line["cell"]: line[field] for line in read_lines(path) if line.get("key") == key and field in line}
+        self.path, self.key, self.label, self.field, self.system = (
+            Path(path),
+            key,
+            label,
+            field,
+            system,
+        )
+        self.known = {
+            line["cell"]: line[field]
+            for line in read_lines(path)
+            if line.get("key") == key and field in line
+        }
 
     def ask(self, wanted, measure):
         """wanted: {digest: (names, what `measure` gets)}; what is not known yet is measured and written, one line each."""
         missing = {digest: of for digest, of in wanted.items() if digest not in self.known}
         if missing and self.system is None:
             names = next(iter(missing.values()))[0]
-            raise InputError(f"{self.path}: has no {self.field} of {self.label} for {names} (and {len(missing) - 1} more); "
-                             "it was made with other settings or not finished: run without --rescore")
-        for digest, (names, of) in tqdm(missing.items(), desc=self.label, leave=False, disable=None):
+            raise InputError(
+                f"{self.path}: has no {self.field} of {self.label} for {names} (and {len(missing) - 1} more); "
+                "it was made with other settings or not finished: run without --rescore"
+            )
+        for digest, (names, of) in tqdm(
+            missing.items(), desc=self.label, leave=False, disable=None
+        ):
             self.known[digest] = measure(of)
-            append(self.path, [{"system": self.label, "key": self.key, "cell": digest, **names, self.field: self.known[digest]}])
+            append(
+                self.path,
+                [
+                    {
+                        "system": self.label,
+                        "key": self.key,
+                        "cell": digest,
+                        **names,
+                        self.field: self.known[digest],
+                    }
+                ],
+            )
         return self
 
     def __getitem__(self, digest):

@@ -19,7 +19,14 @@ from model.errors import InputError
 from model.generate import generate
 
 BATCH = 16  # rows at most; a constant, so that no option changes a text
-TEXTS = ("condition", "prompt", "instruction", "wording", "p", "i")  # of a cell: three names, the wording's number, prompt and instruction text (None: none)
+TEXTS = (
+    "condition",
+    "prompt",
+    "instruction",
+    "wording",
+    "p",
+    "i",
+)  # of a cell: three names, the wording's number, prompt and instruction text (None: none)
 
 
 def add_sampling(parser, max_new_tokens=128):
@@ -36,7 +43,11 @@ def check_sampling(args):
 
 def settings(args):
     """What a text depends on besides system and cell. Greedy decoding has neither top-p nor seed."""
-    sampling = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed} if args.temperature else {"temperature": 0}
+    sampling = (
+        {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
+        if args.temperature
+        else {"temperature": 0}
+    )
     return {"max_new_tokens": args.max_new_tokens} | sampling
 
 
@@ -59,21 +70,36 @@ def generated(subject, groups, args, path):
     None: from the file alone, under the key that is there. Raises InputError, before the first forward, for a cell that does not fit the window.
     """
     key = key_of(subject, args) if subject.system else subject.key
-    known = {line["cell"]: line for line in read_lines(path) if line.get("key") == key and "r" in line}
+    known = {
+        line["cell"]: line for line in read_lines(path) if line.get("key") == key and "r" in line
+    }
     cells = [(digest(cell), cell) for group in groups for cell in group]
     missing = [(at, cell) for at, cell in cells if at not in known]
     if missing and subject.system is None:
         cell = missing[0][1]
-        raise InputError(f"{path}: has no answer of {subject.label} for {cell['prompt']}/{cell['instruction']} (and {len(missing) - 1} more); "
-                         "it was made with other settings or not finished: run without --rescore")
+        raise InputError(
+            f"{path}: has no answer of {subject.label} for {cell['prompt']}/{cell['instruction']} (and {len(missing) - 1} more); "
+            "it was made with other settings or not finished: run without --rescore"
+        )
     if missing:
         batches = [group[at : at + BATCH] for group in groups for at in range(0, len(group), BATCH)]
         batches = [batch for batch in batches if any(digest(cell) not in known for cell in batch)]
         contexts = [[fitting(subject.system, cell, args) for cell in batch] for batch in batches]
         with subject.switched() as system:
-            with tqdm(total=len(cells), initial=len(cells) - len(missing), desc=subject.label, unit="answer", leave=False, disable=None) as bar:
+            with tqdm(
+                total=len(cells),
+                initial=len(cells) - len(missing),
+                desc=subject.label,
+                unit="answer",
+                leave=False,
+                disable=None,
+            ) as bar:
                 for batch, context in zip(batches, contexts):
-                    new = [line for line in answered(subject, system, batch, context, args, key) if line["cell"] not in known]
+                    new = [
+                        line
+                        for line in answered(subject, system, batch, context, args, key)
+                        if line["cell"] not in known
+                    ]
                     append(path, new)
                     known |= {line["cell"]: line for line in new}
                     bar.update(len(new))
@@ -83,15 +109,36 @@ def generated(subject, groups, args, path):
 def fitting(system, cell, args):
     ids = context_ids(system, cell["p"], cell["i"])
     if len(ids) > system.window - args.max_new_tokens:
-        raise InputError(f"{cell['prompt']}/{cell['instruction']}: {len(ids)} tokens and {args.max_new_tokens} new ones; the model's window is {system.window}")
+        raise InputError(
+            f"{cell['prompt']}/{cell['instruction']}: {len(ids)} tokens and {args.max_new_tokens} new ones; the model's window is {system.window}"
+        )
     return ids
 
 
 def answered(subject, system, batch, contexts, args, key):
     """The lines of a batch. truncated: no stop token among max_new_tokens."""
     digests = [digest(cell) for cell in batch]
-    made = generate(system.model, contexts, args.max_new_tokens, stop_ids(system.template, system.tokenizer), args.temperature, args.top_p,
-                    seeds=[seed_of(at, args.seed) for at in digests])
+    made = generate(
+        system.model,
+        contexts,
+        args.max_new_tokens,
+        stop_ids(system.template, system.tokenizer),
+        args.temperature,
+        args.top_p,
+        seeds=[seed_of(at, args.seed) for at in digests],
+    )
     stamp = {"ablation": True} if subject.adapters and system.made.get("ablation") else {}
-    return [{"system": subject.label, "key": key, "cell": at, **cell, "r": system.tokenizer.decode(ids), "tokens": len(ids),
-             "truncated": len(ids) == args.max_new_tokens, "settings": settings(args), **stamp} for at, cell, ids in zip(digests, batch, made)]
+    return [
+        {
+            "system": subject.label,
+            "key": key,
+            "cell": at,
+            **cell,
+            "r": system.tokenizer.decode(ids),
+            "tokens": len(ids),
+            "truncated": len(ids) == args.max_new_tokens,
+            "settings": settings(args),
+            **stamp,
+        }
+        for at, cell, ids in zip(digests, batch, made)
+    ]

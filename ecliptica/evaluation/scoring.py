@@ -25,9 +25,13 @@ def check_fits(system, name, context, responses):
     """InputError for a context that is empty, or that does not fit the model's window with its longest response."""
     longest = len(context) + max(map(len, responses))
     if longest > system.window:
-        raise InputError(f"{name}: {longest} tokens (context {len(context)}); the model's window is {system.window}: shorten it")
+        raise InputError(
+            f"{name}: {longest} tokens (context {len(context)}); the model's window is {system.window}: shorten it"
+        )
     if not context:
-        raise InputError(f"{name}: the context is empty; the first token of a response needs one to be predicted from")
+        raise InputError(
+            f"{name}: the context is empty; the first token of a response needs one to be predicted from"
+        )
 
 
 def score_all(system, jobs, label="scoring", reference=None):
@@ -44,15 +48,29 @@ def score_stream(system, jobs, label="scoring", reference=None):
     """
     for name, context, responses in jobs:
         check_fits(system, name, context, responses)
-    examples = [Encoded(name, tuple(context), tuple(map(tuple, responses)), (0.0,) * len(responses)) for name, context, responses in jobs]
+    examples = [
+        Encoded(name, tuple(context), tuple(map(tuple, responses)), (0.0,) * len(responses))
+        for name, context, responses in jobs
+    ]
     device = system.model.head_weight_VD.device
     budget = min(system.batch_tokens, CPU_TOKENS) if device.type == "cpu" else system.batch_tokens
-    with tqdm(total=sum(example.tokens for example in examples), unit="tok", unit_scale=True, desc=label, leave=False, disable=None) as bar:
+    with tqdm(
+        total=sum(example.tokens for example in examples),
+        unit="tok",
+        unit_scale=True,
+        desc=label,
+        leave=False,
+        disable=None,
+    ) as bar:
         for group in by_budget(examples, budget):
             batch = pack([examples[i] for i in group]).to(device)
             with torch.no_grad():  # a generator's body may be resumed with gradients on
                 stats = score(system.model, batch, reference, grad=False)
-            columns = [stats.logp_S.tolist(), stats.tokens_S.tolist(), None if stats.kl_S is None else stats.kl_S.tolist()]
+            columns = [
+                stats.logp_S.tolist(),
+                stats.tokens_S.tolist(),
+                None if stats.kl_S is None else stats.kl_S.tolist(),
+            ]
             at = 0
             for i in group:
                 upto = at + len(examples[i].responses)

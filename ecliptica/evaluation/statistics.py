@@ -26,7 +26,12 @@ def interval(values_P, drawn, level=0.95):
 
 def summary(values_P, drawn):
     """interval as JSON: None where there is no value at all."""
-    return dict(zip(("value", "low", "high"), (None if np.isnan(v) else v for v in interval(values_P, drawn))))
+    return dict(
+        zip(
+            ("value", "low", "high"),
+            (None if np.isnan(v) else v for v in interval(values_P, drawn)),
+        )
+    )
 
 
 def sign_flip(differences_P, seed=0, count=10000):
@@ -54,7 +59,10 @@ def combined(how, columns_MP, drawn):
     Draws where it is not finite are left out; None where the value itself is not."""
     columns_MP = np.asarray(columns_MP, dtype=np.float64)
     with np.errstate(all="ignore"):
-        value, found = (how(*_means(columns_MP, index)) for index in (np.arange(columns_MP.shape[1])[None], drawn))
+        value, found = (
+            how(*_means(columns_MP, index))
+            for index in (np.arange(columns_MP.shape[1])[None], drawn)
+        )
     if not np.isfinite(value[0]) or not np.isfinite(found).any():
         return {"value": None, "low": None, "high": None}
     low, high = np.quantile(found[np.isfinite(found)], [0.025, 0.975])
@@ -70,10 +78,20 @@ def swap_test(how, mine_MP, control_MP, seed=0, count=10000):
     """Two-sided p of how(means) being the same for both systems: they are swapped at random within units. For one column it is `sign_flip`.
     A pattern that leaves `how` undefined counts as having reached the difference; 1 where the difference itself is undefined."""
     pair = np.asarray([mine_MP, control_MP], dtype=np.float64)
-    swap_CP = np.random.default_rng(seed).integers(0, 2, size=(count, pair.shape[-1]), dtype=np.int8)
+    swap_CP = np.random.default_rng(seed).integers(
+        0, 2, size=(count, pair.shape[-1]), dtype=np.int8
+    )
     swap_CP[0] = 0  # the observed one
     with np.errstate(all="ignore"):
-        sides = [how(*(_mean_of(np.where(swap_CP == side, mine, control)) for mine, control in zip(*pair))) for side in (0, 1)]
+        sides = [
+            how(
+                *(
+                    _mean_of(np.where(swap_CP == side, mine, control))
+                    for mine, control in zip(*pair)
+                )
+            )
+            for side in (0, 1)
+        ]
         d = np.abs(sides[0] - sides[1])
     if not np.isfinite(d[0]) or not d[0]:
         return 1.0

@@ -44,7 +44,11 @@ class Subject:
     @contextmanager
     def switched(self):
         """Inside the block the system's model is this subject's."""
-        with nullcontext() if self.adapters or self.system is None else adapters_off(self.system.model):
+        with (
+            nullcontext()
+            if self.adapters or self.system is None
+            else adapters_off(self.system.model)
+        ):
             yield self.system
 
 
@@ -52,7 +56,11 @@ def fingerprint(system, adapters=True):
     """16 hex digits that stand for weights, adapter, template text, dtype and window: the cache key of everything a model said."""
     digest = hashlib.sha256()
     merged = system.made.get("base_adapter")
-    directories = (*system.files[:1], *([merged] if merged and len(system.files) > 1 else []), *(system.files[1:] if adapters else ()))
+    directories = (
+        *system.files[:1],
+        *([merged] if merged and len(system.files) > 1 else []),
+        *(system.files[1:] if adapters else ()),
+    )
     for directory in directories:
         for path in sorted(Path(directory).glob("*.safetensors")):
             with open(path, "rb") as file:
@@ -60,7 +68,11 @@ def fingerprint(system, adapters=True):
         for name in ("config.json", "tokenizer.json", "tokenizer.model", "adapter_config.json"):
             if (Path(directory) / name).exists():
                 digest.update((Path(directory) / name).read_bytes())
-    text = as_text(render_context(system.template, "{prompt}", "{instruction}")) if system.template else ""
+    text = (
+        as_text(render_context(system.template, "{prompt}", "{instruction}"))
+        if system.template
+        else ""
+    )
     digest.update(json.dumps([text, str(system.model.dtype), system.window]).encode())
     return digest.hexdigest()[:16]
 
@@ -69,9 +81,15 @@ def add_arguments(parser, template=True):
     parser.add_argument("--model", required=True, help="Hugging Face model directory")
     parser.add_argument("--adapter", help="LoRA adapter directory (PEFT layout)")
     if template:
-        parser.add_argument("--template", required=True, help="llama3, chatml, alpaca, paper; none: the input is rendered text")
+        parser.add_argument(
+            "--template",
+            required=True,
+            help="llama3, chatml, alpaca, paper; none: the input is rendered text",
+        )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="packed tokens a forward pass takes at most")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=4096, help="packed tokens a forward pass takes at most"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
@@ -82,7 +100,9 @@ def record(args):
         if (Path(directory) / RECORD).exists():
             made = read_json(Path(directory) / RECORD)
             if args.template not in ("none", made["template"]):
-                raise InputError(f"--template {args.template}: {directory} was trained with {made['template']}; use --template {made['template']}")
+                raise InputError(
+                    f"--template {args.template}: {directory} was trained with {made['template']}; use --template {made['template']}"
+                )
     return made
 
 
@@ -95,8 +115,17 @@ def load(args):
     made = record(args)
     model = load_model(args.model, getattr(torch, args.dtype), pick_device(args.device))
     if args.adapter:
-        if made.get("base_adapter"):  # the run went on from another adapter: its base is the model with that one merged in
+        if made.get(
+            "base_adapter"
+        ):  # the run went on from another adapter: its base is the model with that one merged in
             merge_lora(load_adapter(model, made["base_adapter"]))
         load_adapter(model, args.adapter)
         model.requires_grad_(False).eval()
-    return System(model, tokenizer, template, args.batch_tokens, made, tuple(filter(None, (args.model, args.adapter))))
+    return System(
+        model,
+        tokenizer,
+        template,
+        args.batch_tokens,
+        made,
+        tuple(filter(None, (args.model, args.adapter))),
+    )

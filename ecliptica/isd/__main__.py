@@ -19,22 +19,43 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="write contrastive preferences of a split")
     build.add_argument("--split", default="train", choices=SPLITS)
-    build.add_argument("--rounds", type=int, default=1, help="how often each response is chosen against a rejected one of each kind")
+    build.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        help="how often each response is chosen against a rejected one of each kind",
+    )
     build.add_argument("--seed", type=int, default=0)
-    build.add_argument("--scores", help="samples.jsonl of eval.py switch on the same split: adds the hardest wrong responses")
+    build.add_argument(
+        "--scores",
+        help="samples.jsonl of eval.py switch on the same split: adds the hardest wrong responses",
+    )
     build.add_argument("--system", help="whose scores (default: the last system in the file)")
-    contexts = commands.add_parser("contexts", help="write one prompt under several instructions, for eval.py generate")
+    contexts = commands.add_parser(
+        "contexts", help="write one prompt under several instructions, for eval.py generate"
+    )
     contexts.add_argument("--prompt", required=True, help="a prompt's id")
     contexts.add_argument("--ids", required=True, help="instruction ids, comma-separated")
     show = commands.add_parser("show", help="print one prompt with its responses")
     show.add_argument("prompt", help="a prompt's id, such as technology-05")
-    for command in (build, contexts, show, commands.add_parser("audit", help="check the dataset; exit 2 if an audit fails")):
-        command.add_argument("--bank", default=BANK, help="a JSONL file or a directory of them (default: the shipped bank)")
+    for command in (
+        build,
+        contexts,
+        show,
+        commands.add_parser("audit", help="check the dataset; exit 2 if an audit fails"),
+    ):
+        command.add_argument(
+            "--bank",
+            default=BANK,
+            help="a JSONL file or a directory of them (default: the shipped bank)",
+        )
         command.add_argument("--instructions", default=INSTRUCTIONS)
     for command in (build, contexts):
         command.add_argument("--out", required=True)
     args = parser.parse_args(argv)
-    {"build": run_build, "contexts": run_contexts, "show": run_show, "audit": run_audit}[args.command](args)
+    {"build": run_build, "contexts": run_contexts, "show": run_show, "audit": run_audit}[
+        args.command
+    ](args)
 
 
 def run_build(args):
@@ -55,17 +76,36 @@ def run_contexts(args):
     instructions, bank = load(args)
     entry, names = find(args, bank), args.ids.split(",")
     if unknown := [name for name in names if name not in instructions]:
-        raise InputError(f"--ids: no instruction {unknown[0]!r}; there are {', '.join(instructions)}")
-    write(args.out, [{"id": entry.id, "instruction": instructions[name][PARAPHRASE[entry.split]], "prompt": entry.prompt} for name in names])
+        raise InputError(
+            f"--ids: no instruction {unknown[0]!r}; there are {', '.join(instructions)}"
+        )
+    write(
+        args.out,
+        [
+            {
+                "id": entry.id,
+                "instruction": instructions[name][PARAPHRASE[entry.split]],
+                "prompt": entry.prompt,
+            }
+            for name in names
+        ],
+    )
 
 
 def run_show(args):
     instructions, bank = load(args)
     entry = find(args, bank)
-    print(f"{entry.id}: {entry.split}, {', '.join(filter(None, (entry.domain, entry.source, entry.form, entry.author, entry.licence)))}\n\n{entry.prompt}")
+    print(
+        f"{entry.id}: {entry.split}, {', '.join(filter(None, (entry.domain, entry.source, entry.form, entry.author, entry.licence)))}\n\n{entry.prompt}"
+    )
     for name in instructions:
         if name in entry.responses:
-            print(f"\n{name}\n" + textwrap.fill(entry.responses[name], 100, initial_indent="    ", subsequent_indent="    "))
+            print(
+                f"\n{name}\n"
+                + textwrap.fill(
+                    entry.responses[name], 100, initial_indent="    ", subsequent_indent="    "
+                )
+            )
     if not entry.responses:
         print("\nno reference responses: a distractor, and a prompt to generate from")
 
@@ -91,7 +131,9 @@ def find(args, bank):
 def write(out, made):
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in made), encoding="utf-8")
+    out.write_text(
+        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in made), encoding="utf-8"
+    )
     print(f"{out}: {len(made)} lines")
 
 

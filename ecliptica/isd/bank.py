@@ -8,10 +8,23 @@ from ecliptica.data.jsonl import records, text
 from model.errors import InputError
 
 HERE = Path(__file__).parent
-BANK, INSTRUCTIONS, MORE_INSTRUCTIONS = HERE / "bank", HERE / "instructions.toml", HERE / "more_instructions.toml"
+BANK, INSTRUCTIONS, MORE_INSTRUCTIONS = (
+    HERE / "bank",
+    HERE / "instructions.toml",
+    HERE / "more_instructions.toml",
+)
 SPLITS = ("train", "dev", "test")
-PARAPHRASE = {"train": 0, "dev": 1, "test": 2}  # a test context never has a wording that was trained on
-PROVENANCE = ("source", "form", "author", "licence")  # where a prompt comes from; a bank of your own may leave them out
+PARAPHRASE = {
+    "train": 0,
+    "dev": 1,
+    "test": 2,
+}  # a test context never has a wording that was trained on
+PROVENANCE = (
+    "source",
+    "form",
+    "author",
+    "licence",
+)  # where a prompt comes from; a bank of your own may leave them out
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,9 @@ class Entry:
     prompt: str
     domain: str
     split: str
-    responses: dict[str, str] = field(default_factory=dict)  # instruction id -> reference response; empty: a distractor, or for generation
+    responses: dict[str, str] = field(
+        default_factory=dict
+    )  # instruction id -> reference response; empty: a distractor, or for generation
     source: str = ""  # the kind of place that such a prompt comes from
     form: str = ""
     author: str = ""
@@ -45,13 +60,17 @@ def load_bank(path=BANK, instructions=None):
     [, "responses": {instruction id: text}, "source", "form", "author", "licence"]}; ids are unique over all of it."""
     files = sorted(Path(path).glob("*.jsonl")) if Path(path).is_dir() else [Path(path)]
     if not files:
-        raise InputError(f"{path}: no .jsonl file in this directory; expected a bank, one prompt a line")
+        raise InputError(
+            f"{path}: no .jsonl file in this directory; expected a bank, one prompt a line"
+        )
     entries, seen = [], {}
 
     def read(record, where):
         entry = _entry(record, where, instructions)
         if entry.id in seen:
-            raise InputError(f"{where}: the id {entry.id!r} occurs twice, first at {seen[entry.id]}; ids name prompts in every result")
+            raise InputError(
+                f"{where}: the id {entry.id!r} occurs twice, first at {seen[entry.id]}; ids name prompts in every result"
+            )
         seen[entry.id] = where
         return entry
 
@@ -65,23 +84,36 @@ def referenced(entries, names=None):
     found = [entry for entry in entries if entry.responses]
     for entry in found:
         if missing := [name for name in names or () if name not in entry.responses]:
-            raise InputError(f"{entry.id}: no response to the instruction {missing[0]!r}; a prompt has a response to each of {', '.join(names)}, or none")
+            raise InputError(
+                f"{entry.id}: no response to the instruction {missing[0]!r}; a prompt has a response to each of {', '.join(names)}, or none"
+            )
     return found
 
 
 def _entry(record, where, instructions):
     responses = record.get("responses") or {}
     if not isinstance(responses, dict):
-        raise InputError(f"{where}: 'responses' must be an object of instruction id to text, got {type(responses).__name__}")
+        raise InputError(
+            f"{where}: 'responses' must be an object of instruction id to text, got {type(responses).__name__}"
+        )
     for name in responses:
         if instructions is not None and name not in instructions:
-            raise InputError(f"{where}: responses has the instruction id {name!r}; the instructions file has {', '.join(instructions)}")
+            raise InputError(
+                f"{where}: responses has the instruction id {name!r}; the instructions file has {', '.join(instructions)}"
+            )
         text(responses, name, where)
     split = text(record, "split", where)
     if split not in SPLITS:
         raise InputError(f"{where}: 'split' must be one of {', '.join(SPLITS)}, got {split!r}")
     origin = {key: text(record, key, where, required=False) or "" for key in PROVENANCE}
-    return Entry(text(record, "id", where), text(record, "prompt", where), text(record, "domain", where), split, responses, **origin)
+    return Entry(
+        text(record, "id", where),
+        text(record, "prompt", where),
+        text(record, "domain", where),
+        split,
+        responses,
+        **origin,
+    )
 
 
 def read_toml(path, expected):
@@ -103,10 +135,16 @@ def _instructions(path):
     def add(name, value, axis):
         if isinstance(value, dict) and "paraphrases" in value:
             value = value["paraphrases"]
-        if not isinstance(value, list) or not value or not all(isinstance(p, str) and p.strip() for p in value):
+        if (
+            not isinstance(value, list)
+            or not value
+            or not all(isinstance(p, str) and p.strip() for p in value)
+        ):
             raise InputError(f"{path}: {name} must be a list of at least one instruction text")
         if name in found:
-            raise InputError(f"{path}: the instruction {name} occurs in two axes, {found[name][1]} and {axis}; ids must differ")
+            raise InputError(
+                f"{path}: the instruction {name} occurs in two axes, {found[name][1]} and {axis}; ids must differ"
+            )
         found[name] = tuple(value), axis
 
     for name, value in read_toml(path, "instruction id = [paraphrases]").items():

@@ -18,12 +18,16 @@ def read_scores(path, names, system=None):
     its samples.jsonl. Of several systems the named one, or the last in the file. Raises InputError naming a line or a missing cell."""
     cells = [cell for cell in records(path, _cell) if cell]
     if not cells:
-        raise InputError(f"{path}: no score under an instruction in it; expected the samples.jsonl of eval.py switch")
+        raise InputError(
+            f"{path}: no score under an instruction in it; expected the samples.jsonl of eval.py switch"
+        )
     systems = list(dict.fromkeys(cell[0] for cell in cells))
     wanted = systems[-1] if system is None else system
     if wanted not in systems:
         raise InputError(f"{path}: no system {wanted!r}; it has {', '.join(map(repr, systems))}")
-    own = [cell for cell in cells if cell[0] == wanted and cell[1] == cell[3]]  # other cells score a response at a distractor prompt
+    own = [
+        cell for cell in cells if cell[0] == wanted and cell[1] == cell[3]
+    ]  # other cells score a response at a distractor prompt
     index, scores = {name: n for n, name in enumerate(names)}, {}
     for _, prompt, j, _, k, logp in own:
         s_JK = scores.setdefault(prompt, np.full((len(index), len(index)), np.nan))
@@ -31,7 +35,9 @@ def read_scores(path, names, system=None):
             s_JK[index[j], index[k]] = logp
     for prompt, s_JK in scores.items():
         for j, k in np.argwhere(np.isnan(s_JK)):
-            raise InputError(f"{path}: {prompt} has no score of the response {names[k]!r} under the instruction {names[j]!r}; hard negatives need every cell")
+            raise InputError(
+                f"{path}: {prompt} has no score of the response {names[k]!r} under the instruction {names[j]!r}; hard negatives need every cell"
+            )
     return scores, wanted
 
 
@@ -42,7 +48,9 @@ def _cell(record, where):
     logp = record.get("logp")
     if type(logp) not in (int, float) or not math.isfinite(logp):
         raise InputError(f"{where}: 'logp' must be a finite number, got {logp!r}")
-    fields = (text(record, key, where) for key in ("prompt", "instruction", "response_to", "response"))
+    fields = (
+        text(record, key, where) for key in ("prompt", "instruction", "response_to", "response")
+    )
     return (text(record, "system", where, required=False) or "", *fields, float(logp))
 
 
@@ -50,7 +58,9 @@ def hardest(s_JK):
     """sigma, a list: the permutation without a fixed point that maximises sum_j s(j, sigma(j))."""
     cost = -np.asarray(s_JK, dtype=float)
     cost -= cost.mean(axis=0, keepdims=True)  # the same for every sigma; keeps the numbers small
-    np.fill_diagonal(cost, (np.ptp(cost) + 1) * len(cost))  # dearer than any permutation without a fixed point
+    np.fill_diagonal(
+        cost, (np.ptp(cost) + 1) * len(cost)
+    )  # dearer than any permutation without a fixed point
     return assignment(cost)
 
 
@@ -61,7 +71,11 @@ def assignment(cost_NN):
     row_of = np.full(size + 1, -1)  # of each column; the last column is where a path starts
     for row in range(size):
         row_of[size], column = row, size
-        best, came_from, done = np.full(size + 1, np.inf), np.full(size + 1, size), np.zeros(size + 1, dtype=bool)
+        best, came_from, done = (
+            np.full(size + 1, np.inf),
+            np.full(size + 1, size),
+            np.zeros(size + 1, dtype=bool),
+        )
         while row_of[column] >= 0:
             done[column] = True
             at = row_of[column]

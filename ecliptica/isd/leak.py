@@ -11,11 +11,21 @@ from ecliptica.isd.similarity import words
 
 def response_only_auc(train_pairs, test_pairs):
     """AUC of chosen above rejected, ties half, of a classifier fitted to the responses of `train_pairs`."""
-    counts = {side: Counter(feature for pair in train_pairs for feature in features(pair[side])) for side in ("chosen", "rejected")}
+    counts = {
+        side: Counter(feature for pair in train_pairs for feature in features(pair[side]))
+        for side in ("chosen", "rejected")
+    }
     vocabulary = set(counts["chosen"]) | set(counts["rejected"])
     total = {side: sum(found.values()) + len(vocabulary) for side, found in counts.items()}
-    weight = {f: math.log((counts["chosen"][f] + 1) / total["chosen"]) - math.log((counts["rejected"][f] + 1) / total["rejected"]) for f in vocabulary}
-    good, bad = (np.array([sum(weight.get(f, 0.0) for f in features(pair[side])) for pair in test_pairs]) for side in ("chosen", "rejected"))
+    weight = {
+        f: math.log((counts["chosen"][f] + 1) / total["chosen"])
+        - math.log((counts["rejected"][f] + 1) / total["rejected"])
+        for f in vocabulary
+    }
+    good, bad = (
+        np.array([sum(weight.get(f, 0.0) for f in features(pair[side])) for pair in test_pairs])
+        for side in ("chosen", "rejected")
+    )
     return auc(good, bad)
 
 

@@ -22,26 +22,47 @@ def pairs(entries, instructions, split, seed=0, rounds=1, scores=None):
     names = list(instructions)
     chosen_entries = referenced([entry for entry in entries if entry.split == split], names)
     if len(chosen_entries) < 2 or len(names) < 2:
-        raise InputError(f"split {split!r}: {len(chosen_entries)} prompts with reference responses and {len(names)} instructions; pairs need at least two of each")
+        raise InputError(
+            f"split {split!r}: {len(chosen_entries)} prompts with reference responses and {len(names)} instructions; pairs need at least two of each"
+        )
     generator, made = random.Random(f"{seed} {split}"), []
-    hard = {} if scores is None else {entry.id: hardest(_of(scores, entry.id)) for entry in chosen_entries}
+    hard = (
+        {}
+        if scores is None
+        else {entry.id: hardest(_of(scores, entry.id)) for entry in chosen_entries}
+    )
     for number in range(rounds):
         sibling = {entry.id: _derangement(names, generator) for entry in chosen_entries}
         other = {name: _derangement(chosen_entries, generator) for name in names}
         for at, entry in enumerate(chosen_entries):
             for k, name in enumerate(names):
-                rejected = {"sibling": entry.responses[sibling[entry.id][k]], "prompt": other[name][at].responses[name]}
+                rejected = {
+                    "sibling": entry.responses[sibling[entry.id][k]],
+                    "prompt": other[name][at].responses[name],
+                }
                 if hard:
                     rejected["hard"] = entry.responses[names[hard[entry.id][k]]]
-                made += [{"id": f"{entry.id}/{name}/{kind}-{number}", "instruction": instructions[name][min(PARAPHRASE[split], len(instructions[name]) - 1)],
-                          "prompt": entry.prompt, "chosen": entry.responses[name], "rejected": text} for kind, text in rejected.items()]
+                made += [
+                    {
+                        "id": f"{entry.id}/{name}/{kind}-{number}",
+                        "instruction": instructions[name][
+                            min(PARAPHRASE[split], len(instructions[name]) - 1)
+                        ],
+                        "prompt": entry.prompt,
+                        "chosen": entry.responses[name],
+                        "rejected": text,
+                    }
+                    for kind, text in rejected.items()
+                ]
     generator.shuffle(made)
     return made
 
 
 def _of(scores, prompt):
     if prompt not in scores:
-        raise InputError(f"the scores have no cell of the prompt {prompt}; score the same bank and split: eval.py switch --split SPLIT")
+        raise InputError(
+            f"the scores have no cell of the prompt {prompt}; score the same bank and split: eval.py switch --split SPLIT"
+        )
     return scores[prompt]
 
 

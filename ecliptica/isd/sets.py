@@ -105,10 +105,18 @@ def load_underspecified(path=SETS / "underspecified.toml", names=None):
     for name, entry in table.items():
         for key in CLEAR:
             texts = entry.get(key) if isinstance(entry, dict) else None
-            if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-                raise InputError(f"{path}: {name}.{key} must be a list of at least one instruction text")
+            if (
+                not isinstance(texts, list)
+                or not texts
+                or not all(isinstance(t, str) and t.strip() for t in texts)
+            ):
+                raise InputError(
+                    f"{path}: {name}.{key} must be a list of at least one instruction text"
+                )
     if names is not None and (odd := set(names) ^ set(table)):
-        raise InputError(f"{path}: expected the instructions {', '.join(names)}; {', '.join(sorted(odd))} is in one of the two only")
+        raise InputError(
+            f"{path}: expected the instructions {', '.join(names)}; {', '.join(sorted(odd))} is in one of the two only"
+        )
     return {name: {key: tuple(entry[key]) for key in CLEAR} for name, entry in table.items()}
 
 
@@ -117,10 +125,21 @@ def _load(path, kind, choices):
     seen = set()
 
     def read(record, where):
-        values = {field.name: text(record, {"clazz": "class"}.get(field.name, field.name), where, field.default is MISSING) or "" for field in fields(kind)}
+        values = {
+            field.name: text(
+                record,
+                {"clazz": "class"}.get(field.name, field.name),
+                where,
+                field.default is MISSING,
+            )
+            or ""
+            for field in fields(kind)
+        }
         for key, allowed in choices.items():
             if record[key] not in allowed:
-                raise InputError(f"{where}: {key!r} must be one of {', '.join(allowed)}, got {record[key]!r}")
+                raise InputError(
+                    f"{where}: {key!r} must be one of {', '.join(allowed)}, got {record[key]!r}"
+                )
         if values["id"] in seen:
             raise InputError(f"{where}: the id {values['id']!r} occurs twice")
         seen.add(values["id"])

@@ -6,14 +6,16 @@ import numpy as np
 
 # Words that instructions and prompts may share, since no sentence does without them: pronouns, articles, prepositions, conjunctions, auxiliaries,
 # negations, numerals and quantifiers, and the light verbs. Every other word of an instruction is kept out of the prompts.
-COMMON = frozenset("""
+COMMON = frozenset(
+    """
 a an the this that these those i you he she it we they me him her us them my your his its our their who whom which what
 in on of to for from by with without at into onto out up down over under above below about around through before after between against towards
 and or but nor so if when while where why how as than then because though although that whether
 be is are was were been being do does did have has had can could may might must shall should will would not no
 one two three first few many much most more some any all each every both either only else other everyone everything anything something nothing
 make take give go let put use using get
-""".split())
+""".split()
+)
 BLOCK = 4096
 
 
@@ -39,13 +41,20 @@ def jaccard(a, b):
 
 def jaccard_NN(texts):
     """Character 4-gram Jaccard of every two texts, the diagonal 0. 2,000 texts of 50 words take some seconds."""
-    sets = [{text[at : at + 4] for at in range(max(1, len(text) - 3))} for text in map(str.lower, texts)]
+    sets = [
+        {text[at : at + 4] for at in range(max(1, len(text) - 3))} for text in map(str.lower, texts)
+    ]
     seen, repeated = set(), {}
     for grams in sets:
         for gram in grams & seen:
-            repeated.setdefault(gram, len(repeated))  # a gram of one text only is in no intersection
+            repeated.setdefault(
+                gram, len(repeated)
+            )  # a gram of one text only is in no intersection
         seen |= grams
-    columns = [np.array([repeated[gram] for gram in grams if gram in repeated], dtype=np.int64) for grams in sets]
+    columns = [
+        np.array([repeated[gram] for gram in grams if gram in repeated], dtype=np.int64)
+        for grams in sets
+    ]
     common_NN = np.zeros((len(texts), len(texts)), dtype=np.float32)
     for start in range(0, len(repeated), BLOCK):
         has = np.zeros((len(texts), BLOCK), dtype=np.float32)

@@ -1,9 +1,9 @@
 """One file, one objective: the file's name is its name in the config. Each has
 
-    RESPONSES: how many responses of a preference it reads (None: all)
-    needs_reference(config): whether it cannot be computed without one
-    check(config): raises InputError for settings that contradict it
-    loss(stats, config, kl_weight) -> Terms: sums over the batch's preferences, numbers per sequence in, never a model
+RESPONSES: how many responses of a preference it reads (None: all)
+needs_reference(config): whether it cannot be computed without one
+check(config): raises InputError for settings that contradict it
+loss(stats, config, kl_weight) -> Terms: sums over the batch's preferences, numbers per sequence in, never a model
 """
 
 from importlib import import_module

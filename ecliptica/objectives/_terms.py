@@ -21,7 +21,9 @@ def sft(stats, config):
     """-log pi(Y+ | I, X), paper section 1."""
     chosen_P = sequence_logp(stats.logp_S, stats.tokens_S, config)[stats.chosen_P]
     loss = -chosen_P.sum()
-    return Terms(loss, {"sft": loss.detach(), "logps/chosen": stats.logp_S.detach()[stats.chosen_P].sum()})
+    return Terms(
+        loss, {"sft": loss.detach(), "logps/chosen": stats.logp_S.detach()[stats.chosen_P].sum()}
+    )
 
 
 def preference(stats, config, reference_free):
@@ -38,13 +40,19 @@ def preference(stats, config, reference_free):
     margin_P = chosen_P - rejected_P
     loss = -F.logsigmoid(margin_P).sum()
     flat, logp_S = margin_P.detach(), stats.logp_S.detach()
-    return Terms(loss, {
-        "preference": loss.detach(),
-        "logps/chosen": logp_S[stats.chosen_P].sum(), "logps/rejected": logp_S[stats.rejected_P].sum(),
-        "rewards/chosen": chosen_P.detach().sum(), "rewards/rejected": rejected_P.detach().sum(),
-        "rewards/margins": flat.sum(), "rewards/accuracies": (flat > 0).float().sum(),
-        "saturated": (flat.sigmoid() > 0.99).float().sum(),
-    })
+    return Terms(
+        loss,
+        {
+            "preference": loss.detach(),
+            "logps/chosen": logp_S[stats.chosen_P].sum(),
+            "logps/rejected": logp_S[stats.rejected_P].sum(),
+            "rewards/chosen": chosen_P.detach().sum(),
+            "rewards/rejected": rejected_P.detach().sum(),
+            "rewards/margins": flat.sum(),
+            "rewards/accuracies": (flat > 0).float().sum(),
+            "saturated": (flat.sigmoid() > 0.99).float().sum(),
+        },
+    )
 
 
 def kl(stats, config):

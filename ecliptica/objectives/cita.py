@@ -14,7 +14,9 @@ def check(config):
     if config.ablation:
         return
     if config.kl == "none":
-        raise InputError("objective.kl: cita's KL is mandatory, got 'none'; objective.ablation=true lifts this and is stamped on every output")
+        raise InputError(
+            "objective.kl: cita's KL is mandatory, got 'none'; objective.ablation=true lifts this and is stamped on every output"
+        )
     for key in ("kl_weight_start", "kl_weight_end"):
         if getattr(config, key) <= 0:
             raise InputError(

@@ -22,10 +22,15 @@ def loss(stats, config, kl_weight):
     excess = p_S[:, None] - p_S[None, :]
     rank = torch.where(worse, excess.clamp(min=0), 0).sum()
     agree_P = stats.logp_S.new_zeros(stats.chosen_P.numel()).index_add(
-        0, stats.owner_S, torch.where(worse, (excess < 0).float(), 0).sum(1).detach())
+        0, stats.owner_S, torch.where(worse, (excess < 0).float(), 0).sum(1).detach()
+    )
     pairs_P = torch.zeros_like(agree_P).index_add(0, stats.owner_S, worse.float().sum(1))
-    terms = _terms.Terms(rank, {
-        "rank": rank.detach(), "rewards/accuracies": (agree_P / pairs_P).sum(),
-        "logps/rejected": stats.logp_S.detach()[stats.rejected_P].sum(),
-    })
+    terms = _terms.Terms(
+        rank,
+        {
+            "rank": rank.detach(),
+            "rewards/accuracies": (agree_P / pairs_P).sum(),
+            "logps/rejected": stats.logp_S.detach()[stats.rejected_P].sum(),
+        },
+    )
     return _terms.combine((1.0, terms), (1.0, _terms.sft(stats, config)))

@@ -26,7 +26,10 @@ from ecliptica.training.distributed import settle
 from model.errors import InputError
 
 GROUP = 64
-DRIFT = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # relative, between two packings of the same example: rounding; other code is further off
+DRIFT = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 5e-2,
+}  # relative, between two packings of the same example: rounding; other code is further off
 
 
 def rows_of(example):
@@ -54,7 +57,9 @@ def cache_key(weights, dtype, examples):
 
 def weights_digest(directories, ranks):
     """SHA-256 of the weight files of the model (and the adapter merged into it), each file read by one rank."""
-    files = sorted(path for directory in directories for path in Path(directory).glob("*.safetensors"))
+    files = sorted(
+        path for directory in directories for path in Path(directory).glob("*.safetensors")
+    )
 
     def mine():
         found = {}
@@ -88,16 +93,26 @@ class Cache:
         try:
             if path not in self.files:
                 file = safe_open(path, framework="pt").__enter__()
-                self.files[path] = file, file.get_slice("hidden"), file.get_slice("lse"), file.get_tensor("starts").tolist(), file.get_tensor("crc32").tolist()
+                self.files[path] = (
+                    file,
+                    file.get_slice("hidden"),
+                    file.get_slice("lse"),
+                    file.get_tensor("starts").tolist(),
+                    file.get_tensor("crc32").tolist(),
+                )
             _, hidden, lse, starts, sums = self.files[path]
             mine = slice(starts[index], starts[index + 1])
             found = hidden[mine], lse[mine]
         except (SafetensorError, OSError) as error:
             path.unlink(missing_ok=True)
-            raise InputError(f"{path}: a part of the reference cache cannot be read ({error}) and was removed; start the same command again: it is made again") from error
+            raise InputError(
+                f"{path}: a part of the reference cache cannot be read ({error}) and was removed; start the same command again: it is made again"
+            ) from error
         if crc32(*found) != sums[index]:
             path.unlink(missing_ok=True)
-            raise InputError(f"{path}: a part of the reference cache is corrupt and was removed; start the same command again: it is made again")
+            raise InputError(
+                f"{path}: a part of the reference cache is corrupt and was removed; start the same command again: it is made again"
+            )
         return found
 
 
@@ -124,18 +139,28 @@ def build(model, examples, directory, key, micro, device, ranks, say, pause=lamb
     path, D = Path(directory) / key, model.config.hidden_size
     parts = [examples[start : start + GROUP] for start in range(0, len(examples), GROUP)]
     names = [path / f"part-{n:06d}.safetensors" for n in range(len(parts))]
-    missing = ranks.on_main(lambda: [n for n, part in enumerate(parts) if not whole(names[n], key, part)])
+    missing = ranks.on_main(
+        lambda: [n for n, part in enumerate(parts) if not whole(names[n], key, part)]
+    )
     for name in ranks.on_main(lambda: [str(names[n]) for n in missing if names[n].exists()]):
         say(f"{name}: not a whole part of this cache: made again")
     rows, total = size(examples, D, model.dtype)
-    say(f"reference cache: {rows:,} hidden rows x {D} {str(model.dtype).removeprefix('torch.')}, {total / 2**20:,.1f} MiB in {path}"
-        + (f"; {len(parts) - len(missing)} of {len(parts)} parts are there" if len(missing) < len(parts) else ""))
+    say(
+        f"reference cache: {rows:,} hidden rows x {D} {str(model.dtype).removeprefix('torch.')}, {total / 2**20:,.1f} MiB in {path}"
+        + (
+            f"; {len(parts) - len(missing)} of {len(parts)} parts are there"
+            if len(missing) < len(parts)
+            else ""
+        )
+    )
     need = size([example for n in missing for example in parts[n]], D, model.dtype)[1]
     ranks.on_main(_room, path, need)
     was_training = model.training
     model.eval()
     rounds = range(0, len(missing), ranks.world)
-    for first in tqdm(rounds, unit="part", disable=not ranks.main or None, desc="reference", leave=False):
+    for first in tqdm(
+        rounds, unit="part", disable=not ranks.main or None, desc="reference", leave=False
+    ):
         turn = missing[first : first + ranks.world]
         number = turn[ranks.rank] if ranks.rank < len(turn) else None
         most = max(len(parts[n]) for n in turn)
@@ -162,7 +187,9 @@ def _compare(cached, batch, hidden_UD, lse_U):
             apart = float((found.float() - want.float()).norm() / want.float().norm())
             if not apart <= DRIFT[hidden_UD.dtype]:
                 path = cached.place[example][0].parent
-                raise InputError(f"{path}: the reference cache is not what this model computes (relative distance {apart:.2g}): made by other code? remove it and start again")
+                raise InputError(
+                    f"{path}: the reference cache is not what this model computes (relative distance {apart:.2g}): made by other code? remove it and start again"
+                )
 
 
 def _forwards(part, most, micro):
@@ -174,30 +201,44 @@ def _forwards(part, most, micro):
 def _split(batch, hidden_UD, lse_U):
     """{example key: (its hidden rows, their lse)} of one batch's distinct response rows."""
     owner_U = batch.document_T[batch.rows_R.unique()]
-    return {key: (hidden_UD[owner_U == document], lse_U[owner_U == document]) for document, key in enumerate(batch.keys)}
+    return {
+        key: (hidden_UD[owner_U == document], lse_U[owner_U == document])
+        for document, key in enumerate(batch.keys)
+    }
 
 
 def _room(path, need):
     path.mkdir(parents=True, exist_ok=True)
-    for rest in path.glob(".part-*.tmp"):  # of a killed writer; one at work touches its own all the time
+    for rest in path.glob(
+        ".part-*.tmp"
+    ):  # of a killed writer; one at work touches its own all the time
         if time.time() - rest.stat().st_mtime > 3600:
             rest.unlink(missing_ok=True)
     free = shutil.disk_usage(path).free
     if need > free:
-        raise InputError(f"{path}: the reference cache needs {need / 2**20:,.1f} MiB more, {free / 2**20:,.1f} MiB are free; make room, set "
-                         "training.cache_dir, or use training.reference=adapter-off (LoRA) or model")
+        raise InputError(
+            f"{path}: the reference cache needs {need / 2**20:,.1f} MiB more, {free / 2**20:,.1f} MiB are free; make room, set "
+            "training.cache_dir, or use training.reference=adapter-off (LoRA) or model"
+        )
 
 
 def _write(path, key, part, made):
     rows = [made[example.key] for example in part]
     starts = torch.tensor([0, *(len(lse_U) for _, lse_U in rows)]).cumsum(0)
     hidden_UD, lse_U = map(torch.cat, zip(*rows))
-    tensors = {"hidden": hidden_UD, "lse": lse_U, "starts": starts, "crc32": torch.tensor([crc32(*pair) for pair in rows])}
+    tensors = {
+        "hidden": hidden_UD,
+        "lse": lse_U,
+        "starts": starts,
+        "crc32": torch.tensor([crc32(*pair) for pair in rows]),
+    }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata={"key": key})
         temporary.rename(path)
     except SafetensorError as error:
-        raise InputError(f"{path}: the reference cache could not be written ({error}); make room and start the same command again") from error
+        raise InputError(
+            f"{path}: the reference cache could not be written ({error}); make room and start the same command again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

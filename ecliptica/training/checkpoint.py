@@ -34,17 +34,32 @@ def state_of(model, optimizer):
     for p in trained.values():
         if not optimizer.state[p]:
             where = p.device if optimizer.defaults.get("fused") else "cpu"
-            optimizer.state[p] = {"step": torch.zeros((), device=where), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    return {"model": {name: p.detach() for name, p in trained.items()}, "optimizer": {name: dict(optimizer.state[p]) for name, p in trained.items()}}
+            optimizer.state[p] = {
+                "step": torch.zeros((), device=where),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    return {
+        "model": {name: p.detach() for name, p in trained.items()},
+        "optimizer": {name: dict(optimizer.state[p]) for name, p in trained.items()},
+    }
 
 
 class Checkpoints:
     """The checkpoints of a run directory. Collective: every rank calls save, poll, finish and resume."""
 
     def __init__(self, run_dir, keep, ranks, say):
-        self.dir, self.keep, self.ranks, self.say, self.pending = Path(run_dir) / "checkpoints", keep, ranks, say, None
+        self.dir, self.keep, self.ranks, self.say, self.pending = (
+            Path(run_dir) / "checkpoints",
+            keep,
+            ranks,
+            say,
+            None,
+        )
         self.group = None  # of the writes in the background: their collectives may not mix with the training's
-        self.broken = set()  # steps of those that `resume` passed over; the next good one replaces them
+        self.broken = (
+            set()
+        )  # steps of those that `resume` passed over; the next good one replaces them
 
     def save(self, step, state, extra, background=False):
         """Write the state after `step` steps; extra: what else to keep, as JSON. background: return once it is copied to host memory."""
@@ -55,8 +70,14 @@ class Checkpoints:
             self.group = dist.new_group(backend="gloo")
         with quiet():
             try:
-                self.ranks.on_main(lambda: (shutil.rmtree(part, ignore_errors=True), part.mkdir(parents=True)))
-                future = dcp.async_save(state, checkpoint_id=part, process_group=self.group) if background else dcp.save(state, checkpoint_id=part)
+                self.ranks.on_main(
+                    lambda: (shutil.rmtree(part, ignore_errors=True), part.mkdir(parents=True))
+                )
+                future = (
+                    dcp.async_save(state, checkpoint_id=part, process_group=self.group)
+                    if background
+                    else dcp.save(state, checkpoint_id=part)
+                )
             except (CheckpointException, InputError, OSError) as error:
                 self._failed(part, error)
         self.pending = (step, part, extra, future if background else None)
@@ -65,12 +86,20 @@ class Checkpoints:
 
     def check_finite(self, step, parameters):
         """An update that overflowed is kept out of every file: the next loss would stop the run, but after the last good state was replaced."""
-        locals_ = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in parameters.items()}
+        locals_ = {
+            name: p.to_local() if isinstance(p, DTensor) else p for name, p in parameters.items()
+        }
         found = [name for name, p in locals_.items() if not p.isfinite().all()]
-        said = [f"rank {rank}: {name}" for rank, name in enumerate(self.ranks.gather(found[0] if found else None)) if name]
+        said = [
+            f"rank {rank}: {name}"
+            for rank, name in enumerate(self.ranks.gather(found[0] if found else None))
+            if name
+        ]
         if said:
-            raise self.ranks.agreed(f"{self.dir.parent}: the update of step {step - 1} made parameters that are not finite ({said[0]}); not saved; {self._last_good()}; "
-                                    "lower training.lr")
+            raise self.ranks.agreed(
+                f"{self.dir.parent}: the update of step {step - 1} made parameters that are not finite ({said[0]}); not saved; {self._last_good()}; "
+                "lower training.lr"
+            )
 
     def finish(self):
         """Wait for a write in the background, then make it count: hash every file, write the manifest, rename, drop the oldest."""
@@ -81,15 +110,34 @@ class Checkpoints:
             if future is not None:
                 future.result()
             files = sorted(self.ranks.on_main(lambda: [path.name for path in part.iterdir()]))
-            mine = self.ranks.together(lambda: {name: digest(part / name) for name in files[self.ranks.rank :: self.ranks.world]})
-            found = {name: entry for share in self.ranks.gather(mine) for name, entry in share.items()}
-            self.ranks.on_main(self._publish, step, part, extra | {"step": step, "ranks": self.ranks.world, "torch": torch.__version__, "files": found})
+            mine = self.ranks.together(
+                lambda: {
+                    name: digest(part / name) for name in files[self.ranks.rank :: self.ranks.world]
+                }
+            )
+            found = {
+                name: entry for share in self.ranks.gather(mine) for name, entry in share.items()
+            }
+            self.ranks.on_main(
+                self._publish,
+                step,
+                part,
+                extra
+                | {
+                    "step": step,
+                    "ranks": self.ranks.world,
+                    "torch": torch.__version__,
+                    "files": found,
+                },
+            )
         except (CheckpointException, InputError, OSError) as error:
             self._failed(part, error)
 
     def ready(self):
         """Whether a write in the background is over on every rank. One small collective if there is one, none otherwise."""
-        return self.pending is not None and self.ranks.reduce([not self.pending[3].done()], "max") == [0]
+        return self.pending is not None and self.ranks.reduce(
+            [not self.pending[3].done()], "max"
+        ) == [0]
 
     def _publish(self, step, part, manifest):
         final = self.dir / f"step-{step:06d}"
@@ -110,8 +158,10 @@ class Checkpoints:
     def _failed(self, part, error):
         """A write that could not be finished leaves nothing behind, and what was good stays."""
         self.ranks.on_main(shutil.rmtree, part, True)
-        raise self.ranks.agreed(f"{part.parent}: the checkpoint could not be written ({cause(error)}); {self._last_good()}; "
-                                "make room and start the same command again") from error
+        raise self.ranks.agreed(
+            f"{part.parent}: the checkpoint could not be written ({cause(error)}); {self._last_good()}; "
+            "make room and start the same command again"
+        ) from error
 
     def _last_good(self):
         good = [step for step in self.steps() if step not in self.broken]
@@ -119,7 +169,11 @@ class Checkpoints:
 
     def steps(self):
         """Steps of the checkpoints in place, oldest first."""
-        return sorted(int(path.name[5:]) for path in self.dir.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name))
+        return sorted(
+            int(path.name[5:])
+            for path in self.dir.glob("step-*")
+            if re.fullmatch(r"step-\d{6,}", path.name)
+        )
 
     def clean(self):
         """Take away what a cut write left behind. On one rank."""
@@ -145,11 +199,15 @@ class Checkpoints:
                 try:
                     dcp.load(state, checkpoint_id=path)
                 except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
-                    raise self.ranks.agreed(f"{path}: does not fit this model ({cause(error)}); was the code or torch changed since? "
-                                     f"choose another run.dir, or remove {self.dir} to start from step 0") from error
+                    raise self.ranks.agreed(
+                        f"{path}: does not fit this model ({cause(error)}); was the code or torch changed since? "
+                        f"choose another run.dir, or remove {self.dir} to start from step 0"
+                    ) from error
             return read_manifest(path)
         if broken:
-            raise self.ranks.agreed(f"{broken[0]}; none of {len(broken)} checkpoints is whole: remove {self.dir} to start from step 0")
+            raise self.ranks.agreed(
+                f"{broken[0]}; none of {len(broken)} checkpoints is whole: remove {self.dir} to start from step 0"
+            )
         return None
 
     def _problem(self, path, step):
@@ -167,7 +225,11 @@ class Checkpoints:
             except OSError as error:
                 return f"{path / name}: cannot be read ({error.strerror})"
             if [size, sha256] != files[name]:
-                return f"{path / name}: " + ("cut short" if size < files[name][0] else "its bytes are not those that were written")
+                return f"{path / name}: " + (
+                    "cut short"
+                    if size < files[name][0]
+                    else "its bytes are not those that were written"
+                )
         return None
 
 

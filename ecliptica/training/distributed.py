@@ -12,13 +12,22 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from model.errors import InputError
 
-TIMEOUT = timedelta(minutes=30)  # a collective that nobody completes ends the run; the watch names the rank long before
+TIMEOUT = timedelta(
+    minutes=30
+)  # a collective that nobody completes ends the run; the watch names the rank long before
 STORE_TIMEOUT = timedelta(seconds=60)
-LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE)
+LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -94,9 +103,13 @@ def joined():
     local = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
-            raise InputError(f"torchrun --nproc-per-node: this machine has {torch.cuda.device_count()} CUDA devices, but local rank {local} was started")
+            raise InputError(
+                f"torchrun --nproc-per-node: this machine has {torch.cuda.device_count()} CUDA devices, but local rank {local} was started"
+            )
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT
+    )
     yield Ranks(int(os.environ["RANK"]), world, local)
     dist.destroy_process_group()  # not after an error: that would wait for ranks that may be gone
 
@@ -111,17 +124,23 @@ def end_with_torchrun():
         try:
             dist.TCPStore(address, int(port), is_master=False, timeout=STORE_TIMEOUT)
         except dist.DistError as error:
-            raise InputError(f"torchrun's store at {address}:{port} does not answer: torchrun has ended, or the network between the machines is closed") from error
+            raise InputError(
+                f"torchrun's store at {address}:{port} does not answer: torchrun has ended, or the network between the machines is closed"
+            ) from error
 
 
 def mesh(ranks, replicas, device):
     """replicas x (world / replicas): parameters are sharded along the second dimension and repeated along the first (HSDP)."""
     if ranks.world % replicas:
-        raise ranks.agreed(f"training.replicas: {replicas} does not divide the {ranks.world} processes")
+        raise ranks.agreed(
+            f"training.replicas: {replicas} does not divide the {ranks.world} processes"
+        )
     kind = torch.device(device).type
     if replicas == 1:
         return init_device_mesh(kind, (ranks.world,), mesh_dim_names=("shard",))
-    return init_device_mesh(kind, (replicas, ranks.world // replicas), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(
+        kind, (replicas, ranks.world // replicas), mesh_dim_names=("replicate", "shard")
+    )
 
 
 def shard(model, device_mesh, param_dtype=None):
@@ -132,7 +151,9 @@ def shard(model, device_mesh, param_dtype=None):
     gradients are always reduced in float32.
     """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
-    units = [*model.model.layers] + ([] if model.config.tie_word_embeddings else [model.model.embed_tokens])
+    units = [*model.model.layers] + (
+        [] if model.config.tie_word_embeddings else [model.model.embed_tokens]
+    )
     for unit in units:
         fully_shard(unit, mesh=device_mesh, mp_policy=policy, reshard_after_forward=True)
     fully_shard(model, mesh=device_mesh, mp_policy=policy, reshard_after_forward=False)

@@ -30,7 +30,11 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.add.Tensor and in_backward() and args[0].shape == args[1].shape:
+        if (
+            function is torch.ops.aten.add.Tensor
+            and in_backward()
+            and args[0].shape == args[1].shape
+        ):
             self._take_over(args[0].untyped_storage(), out.untyped_storage())
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
@@ -62,7 +66,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 def in_backward():
-    return torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()  # recomputed forwards have gradients enabled
+    return (
+        torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
+    )  # recomputed forwards have gradients enabled
 
 
 class FlexShapes(torch.autograd.Function):
@@ -71,7 +77,9 @@ class FlexShapes(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q_THE, k_TKE, v_TKE):
         out_THE = torch.empty_like(q_THE)
-        ctx.save_for_backward(q_THE, k_TKE, v_TKE, out_THE, q_THE.new_empty(q_THE.shape[:2], dtype=torch.float32))
+        ctx.save_for_backward(
+            q_THE, k_TKE, v_TKE, out_THE, q_THE.new_empty(q_THE.shape[:2], dtype=torch.float32)
+        )
         return out_THE
 
     @staticmethod
@@ -89,8 +97,12 @@ class PaddedShapes(PaddedPacked):
 
     @staticmethod
     def attend(q, k, v, mask):
-        wide = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype, device="meta")  # the mask as it is added to the scores
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, mask is None, attn_mask=wide)[0]
+        wide = (
+            None if mask is None else torch.zeros(mask.shape, dtype=q.dtype, device="meta")
+        )  # the mask as it is added to the scores
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, mask is None, attn_mask=wide
+        )[0]
 
 
 def meta_llama(shape, dtype, stored, config):
@@ -100,7 +112,9 @@ def meta_llama(shape, dtype, stored, config):
     for p in model.parameters():
         p.data = p.data.to(stored)
     if config.lora.rank:
-        add_lora(model, config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.dropout)
+        add_lora(
+            model, config.lora.rank, config.lora.alpha, config.lora.targets, config.lora.dropout
+        )
     else:
         model.requires_grad_(True)
     for block in model.model.layers:
@@ -127,9 +141,16 @@ def peak(shape, config, examples, reference, cpu, keep_gradients, sharded):
         run_meta(second, cpu)
         frozen = model_reference(second)
     elif reference == "cache":
-        head_VD = None if not full else torch.empty(shape.vocab_size, shape.hidden_size, dtype=dtype, device="meta")
+        head_VD = (
+            None
+            if not full
+            else torch.empty(shape.vocab_size, shape.hidden_size, dtype=dtype, device="meta")
+        )
         known += [head_VD] if full else []
-        frozen = (lambda batch: (torch.zeros(batch.tokens_T.numel(), shape.hidden_size, dtype=dtype, device="meta"), head_VD))
+        frozen = lambda batch: (
+            torch.zeros(batch.tokens_T.numel(), shape.hidden_size, dtype=dtype, device="meta"),
+            head_VD,
+        )
     else:
         frozen = None
     run_meta(model, cpu)
@@ -138,10 +159,14 @@ def peak(shape, config, examples, reference, cpu, keep_gradients, sharded):
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     real = pack(examples)
-    batch = replace(real.to("meta"), document_T=real.document_T, branch_T=real.branch_T)  # attention reads these two
+    batch = replace(
+        real.to("meta"), document_T=real.document_T, branch_T=real.branch_T
+    )  # attention reads these two
     with LiveBytes(known, head_spike(cpu)) as live:
         stats = score(model, batch, frozen)
-        (stats.logp_S.sum() if stats.kl_S is None else stats.logp_S.sum() + stats.kl_S.sum()).backward()
+        (
+            stats.logp_S.sum() if stats.kl_S is None else stats.logp_S.sum() + stats.kl_S.sum()
+        ).backward()
     return live.peak
 
 
@@ -150,7 +175,9 @@ def run_meta(model, cpu):
     forward = model.forward_hidden
 
     def on_shapes(tokens_T, positions_T, attend):
-        stand_in = PaddedShapes(attend) if cpu else (lambda layer, q, k, v: FlexShapes.apply(q, k, v))
+        stand_in = (
+            PaddedShapes(attend) if cpu else (lambda layer, q, k, v: FlexShapes.apply(q, k, v))
+        )
         return forward(tokens_T, positions_T, stand_in)
 
     model.forward_hidden = on_shapes
@@ -163,15 +190,35 @@ def head_spike(cpu):
     def spike(function, args):
         name = str(function)
         if name.startswith("ecliptica.linear_logp_kl.default"):
-            hidden_TD, weight_VD, rows_R, ref_TD, workspace = args[0], args[1], args[2], args[6], args[9]
+            hidden_TD, weight_VD, rows_R, ref_TD, workspace = (
+                args[0],
+                args[1],
+                args[2],
+                args[6],
+                args[9],
+            )
             R, V, half = rows_R.numel(), weight_VD.shape[0], weight_VD.dtype != torch.float32
-            floats, halves, size = head_chunks.forward_buffers(rows, R, V, 1 if ref_TD is None else 2, half, workspace)
+            floats, halves, size = head_chunks.forward_buffers(
+                rows, R, V, 1 if ref_TD is None else 2, half, workspace
+            )
             return V * size * (4 * floats + 2 * halves)
         if name.startswith("ecliptica.linear_logp_kl_backward.default") and args[-1]:
-            hidden_TD, weight_VD, rows_R, ref_TD, workspace = args[2], args[3], args[4], args[7], args[13]
-            R, models, half = rows_R.numel(), 1 if ref_TD is None else 2, weight_VD.dtype != torch.float32 and not rows.IN_PLACE
+            hidden_TD, weight_VD, rows_R, ref_TD, workspace = (
+                args[2],
+                args[3],
+                args[4],
+                args[7],
+                args[13],
+            )
+            R, models, half = (
+                rows_R.numel(),
+                1 if ref_TD is None else 2,
+                weight_VD.dtype != torch.float32 and not rows.IN_PLACE,
+            )
             width = head_chunks.backward_width(R, weight_VD.shape[0], models, workspace)
-            return R * width * (models * (4 + 2 * half) + 2 * half) + R * hidden_TD.shape[1] * (4 + models * hidden_TD.element_size())
+            return R * width * (models * (4 + 2 * half) + 2 * half) + R * hidden_TD.shape[1] * (
+                4 + models * hidden_TD.element_size()
+            )
         return 0
 
     return spike
@@ -185,7 +232,10 @@ def counts(shape, config):
     block = sum(p.numel() for n, p in model.model.layers[0].named_parameters() if "lora_" not in n)
     embedding = model.model.embed_tokens.weight.numel()
     tied = shape.tie_word_embeddings
-    return {"block": block, "root": embedding + shape.hidden_size, "embedding": 0 if tied else embedding, "lora": lora,
-            "lora_block": lora // shape.num_hidden_layers}
-
-
+    return {
+        "block": block,
+        "root": embedding + shape.hidden_size,
+        "embedding": 0 if tied else embedding,
+        "lora": lora,
+        "lora_block": lora // shape.num_hidden_layers,
+    }

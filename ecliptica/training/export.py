@@ -20,11 +20,24 @@ def record(config, template, steps):
     text = as_text(render_context(template, "{prompt}", "{instruction}"))
     o = config.objective
     return {
-        "template": template.name, "template_text": text, "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "base_model": config.model.path, "base_adapter": config.model.adapter or None, "dtype": config.model.dtype,
-        "objective": o.name, "beta": o.beta, "kl": o.kl, "kl_weight": [o.kl_weight_start, o.kl_weight_end], "steps": steps,
-        "ablation": is_ablation(o), "seed": config.training.seed,
-        "versions": {"torch": torch.__version__, "tokenizers": version("tokenizers"), "safetensors": version("safetensors")},
+        "template": template.name,
+        "template_text": text,
+        "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "base_model": config.model.path,
+        "base_adapter": config.model.adapter or None,
+        "dtype": config.model.dtype,
+        "objective": o.name,
+        "beta": o.beta,
+        "kl": o.kl,
+        "kl_weight": [o.kl_weight_start, o.kl_weight_end],
+        "steps": steps,
+        "ablation": is_ablation(o),
+        "seed": config.training.seed,
+        "versions": {
+            "torch": torch.__version__,
+            "tokenizers": version("tokenizers"),
+            "safetensors": version("safetensors"),
+        },
     }
 
 
@@ -37,7 +50,10 @@ def export(model, run_dir, config, made, ranks=ALONE):
     """Write run_dir/final: the adapter in PEFT's layout, or the whole model in Hugging Face's, all or nothing. Collective: rank 0
     writes what all ranks gather, a tensor at a time."""
     lora = bool(lora_layers(model))
-    pieces = ((name, whole(p)) for name, p in (lora_parameters(model) if lora else model.named_parameters()))
+    pieces = (
+        (name, whole(p))
+        for name, p in (lora_parameters(model) if lora else model.named_parameters())
+    )
 
     def write():
         with replaced_directory(run_dir / "final") as out:
@@ -52,8 +68,10 @@ def export(model, run_dir, config, made, ranks=ALONE):
         try:
             write()
         except OSError as error:
-            raise InputError(f"{run_dir / 'final'}: the export could not be written ({error.strerror}); the checkpoints are kept: "
-                             "make room and start the same command again") from error
+            raise InputError(
+                f"{run_dir / 'final'}: the export could not be written ({error.strerror}); the checkpoints are kept: "
+                "make room and start the same command again"
+            ) from error
 
     def take_part():
         try:

@@ -56,8 +56,14 @@ def step_flops(shape, tokens, rows, full, extra_forwards):
     Head: policy and reference logits, the gradient of the hidden states, of the head too in full fine-tuning. rows: response rows. shape: a LlamaConfig.
     """
     c = shape
-    blocks = c.num_hidden_layers * c.hidden_size * (
-        (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim + 3 * c.intermediate_size)
+    blocks = (
+        c.num_hidden_layers
+        * c.hidden_size
+        * (
+            (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
+            + 3 * c.intermediate_size
+        )
+    )
     head = c.vocab_size * c.hidden_size
     return 2 * (tokens * blocks * (2 + full + extra_forwards) + rows * head * (3 + full))
 

@@ -8,7 +8,13 @@ import torch
 
 from ecliptica import objectives
 from ecliptica.data.loader import Batches, load_examples, micro_batches
-from ecliptica.data.templates import TEMPLATES, encode_pieces, get_template, render_context, stop_ids
+from ecliptica.data.templates import (
+    TEMPLATES,
+    encode_pieces,
+    get_template,
+    render_context,
+    stop_ids,
+)
 from ecliptica.training import export, hardware, reference, schedules
 from ecliptica.training.cache import Cache
 from ecliptica.training.checkpoint import Checkpoints, Stop, Stopped, state_of
@@ -39,7 +45,9 @@ def train(config, ranks=ALONE):
             return run_steps(config, run, ranks, stop, watch)
         except Stopped:
             if ranks.main:
-                print(f"{run.path}: stopped by {stop.name or 'a signal'} before its next step; the same command goes on")
+                print(
+                    f"{run.path}: stopped by {stop.name or 'a signal'} before its next step; the same command goes on"
+                )
             return None
         except RuntimeError as error:
             if ranks.world == 1 or not is_lost(error):
@@ -47,7 +55,9 @@ def train(config, ranks=ALONE):
             gone, mine = watch.lost()
             if not gone:
                 raise
-            told = InputError(f"{watch.place[1]}: rank {', '.join(map(str, gone))} went away; all stop; start the same command again to go on")
+            told = InputError(
+                f"{watch.place[1]}: rank {', '.join(map(str, gone))} went away; all stop; start the same command again to go on"
+            )
             told.elsewhere = not mine
             raise told from error
         finally:
@@ -63,19 +73,34 @@ def ready(config):
 def load_data(config, responses):
     """(tokenizer, template, examples, held-out examples, one line each that says what was cut or left out)."""
     tokenizer = load_tokenizer(config.model.path)
-    template = get_template(fitting_template(tokenizer) if config.data.template == "auto" else config.data.template, tokenizer)
+    template = get_template(
+        fitting_template(tokenizer) if config.data.template == "auto" else config.data.template,
+        tokenizer,
+    )
     window = min(config.data.max_tokens, load_config(config.model.path).max_position_embeddings)
     data = replace(config.data, max_tokens=window)
     examples, counts = load_examples(data.train, data, tokenizer, template, responses)
-    held_out = load_examples(data.eval, data, tokenizer, template, responses, "dev")[0] if data.eval else []
+    held_out = (
+        load_examples(data.eval, data, tokenizer, template, responses, "dev")[0]
+        if data.eval
+        else []
+    )
     lines = [f"{data.train or data.format}: {counts.line()}; at most {window} tokens each"]
-    return tokenizer, template, examples, held_out, lines + [f"  left out: {why}" for why in (*counts.dropped[:3], *counts.skipped[:3])]
+    return (
+        tokenizer,
+        template,
+        examples,
+        held_out,
+        lines + [f"  left out: {why}" for why in (*counts.dropped[:3], *counts.skipped[:3])],
+    )
 
 
 def run_steps(config, run, ranks, stop, watch):
     objective, options = objectives.get(config.objective), config.training
     device = pick_device(options.device)
-    tokenizer, template, examples, held_out, lines = ranks.together(load_data, config, objective.RESPONSES)
+    tokenizer, template, examples, held_out, lines = ranks.together(
+        load_data, config, objective.RESPONSES
+    )
     batches = Batches(examples, options)
     stamp = {"ablation": True} if export.is_ablation(config.objective) else {}
     log = Log(run.path, batches.steps, stamp, ranks.main)
@@ -85,15 +110,25 @@ def run_steps(config, run, ranks, stop, watch):
         stop.check()
         model = reference.starting_model(config, device, ranks, trained=True).train()
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay, fused=torch.device(device).type == "cuda" or None)
-        log.say(f"{sum(p.numel() for p in trained):,} trained parameters, {batches.steps} steps of {batches.batch} preferences, "
-                f"template {template.name}, {device}" + (f", {ranks.world} processes" if ranks.world > 1 else ""))
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            fused=torch.device(device).type == "cuda" or None,
+        )
+        log.say(
+            f"{sum(p.numel() for p in trained):,} trained parameters, {batches.steps} steps of {batches.batch} preferences, "
+            f"template {template.name}, {device}"
+            + (f", {ranks.world} processes" if ranks.world > 1 else "")
+        )
         if stamp:
             log.say("ABLATION: the KL of this run is lifted or is not a KL; every output says so")
         frozen = None
         if objective.needs_reference(config.objective):
             stop.check()
-            frozen = reference.build(config, model, device, ranks, batches, held_out, log.say, stop.check)
+            frozen = reference.build(
+                config, model, device, ranks, batches, held_out, log.say, stop.check
+            )
         checkpoints = Checkpoints(run.path, options.keep_checkpoints, ranks, log.say)
         state = state_of(model, optimizer)
         found = checkpoints.resume(state) or {"step": 0, "first": {}}
@@ -110,24 +145,65 @@ def run_steps(config, run, ranks, stop, watch):
             watch.at(step, "data")
             packed = [batch.to(device) for batch in batches.step(step, ranks.rank, ranks.world)]
             waited = time.perf_counter() - began
-            lam, lr = schedules.kl_weight(step, batches.steps, config.objective), schedules.learning_rate(step, batches.steps, options)
+            lam, lr = (
+                schedules.kl_weight(step, batches.steps, config.objective),
+                schedules.learning_rate(step, batches.steps, options),
+            )
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            torch.manual_seed((options.seed * 1_000_003 + step) * 65_536 + ranks.rank)  # dropout, the only thing drawn in a step
+            torch.manual_seed(
+                (options.seed * 1_000_003 + step) * 65_536 + ranks.rank
+            )  # dropout, the only thing drawn in a step
             check = step_zero_check(config, frozen, packed) if step == 0 else None
             watch.at(step, "forward, backward and update")
             try:
-                metrics = optimizer_step(model, frozen, objective, config.objective, packed, lam, optimizer, options.clip_norm, check, ranks)
-            except InputError as error:  # every rank's, or this one's alone, which then says it itself
+                metrics = optimizer_step(
+                    model,
+                    frozen,
+                    objective,
+                    config.objective,
+                    packed,
+                    lam,
+                    optimizer,
+                    options.clip_norm,
+                    check,
+                    ranks,
+                )
+            except (
+                InputError
+            ) as error:  # every rank's, or this one's alone, which then says it itself
                 told = InputError(f"{run.path}: step {step}: {error}")
                 told.elsewhere = error.elsewhere
                 raise told from error
-            stopped, waited, peak = ranks.reduce([bool(stop.name), waited, hardware.peak_memory(device)], "max")
-            log.step(step, metrics | {"lr": lr, "kl_weight": lam, "data_seconds": waited, "peak_memory_gib": peak / 2**30,
-                                      "mfu": hardware.mfu(model, packed, metrics["step_seconds"], not config.lora.rank, runs_forward, device)})
+            stopped, waited, peak = ranks.reduce(
+                [bool(stop.name), waited, hardware.peak_memory(device)], "max"
+            )
+            log.step(
+                step,
+                metrics
+                | {
+                    "lr": lr,
+                    "kl_weight": lam,
+                    "data_seconds": waited,
+                    "peak_memory_gib": peak / 2**30,
+                    "mfu": hardware.mfu(
+                        model,
+                        packed,
+                        metrics["step_seconds"],
+                        not config.lora.rank,
+                        runs_forward,
+                        device,
+                    ),
+                },
+            )
             if due(step, options.eval_every, batches.steps) and held_out:
                 watch.at(step, "evaluation")
-                packed = [batch.to(device) for batch in micro_batches(held_out, options.micro_preferences, ranks.rank, ranks.world)]
+                packed = [
+                    batch.to(device)
+                    for batch in micro_batches(
+                        held_out, options.micro_preferences, ranks.rank, ranks.world
+                    )
+                ]
                 measured = evaluate(model, frozen, objective, config.objective, packed, lam, ranks)
                 log.append("eval.jsonl", {"step": step} | stamp | measured)
                 log.say(f"  held out: {shown(measured)}")
@@ -140,15 +216,24 @@ def run_steps(config, run, ranks, stop, watch):
                 checkpoints.finish()
             if stopped or due_after(step, options.checkpoint_every, batches.steps):
                 watch.at(step, "checkpoint")
-                checkpoints.save(step + 1, state_of(model, optimizer), {"first": log.first}, background=torch.device(device).type == "cuda" and not stopped)
+                checkpoints.save(
+                    step + 1,
+                    state_of(model, optimizer),
+                    {"first": log.first},
+                    background=torch.device(device).type == "cuda" and not stopped,
+                )
             if stopped:
                 if ranks.main:
-                    print(f"{run.path}: stopped by {stop.name or 'a signal'} after step {step + 1} of {batches.steps}, saved; the same command goes on")
+                    print(
+                        f"{run.path}: stopped by {stop.name or 'a signal'} after step {step + 1} of {batches.steps}, saved; the same command goes on"
+                    )
                 return None
         checkpoints.finish()
         checkpoints.check_finite(batches.steps, state_of(model, optimizer)["model"])
         watch.at(batches.steps, "export")
-        out = export.export(model, run.path, config, export.record(config, template, batches.steps), ranks)
+        out = export.export(
+            model, run.path, config, export.record(config, template, batches.steps), ranks
+        )
     finally:
         log.close()
     if ranks.main:
@@ -169,9 +254,17 @@ def step_zero_check(config, frozen, packed):
         if frozen is None or config.lora.dropout > 0:
             return
         if abs(metrics.get("kl", 0.0)) > near_kl:
-            raise RuntimeError(f"step 0: KL to the reference is {metrics['kl']}, not 0: the reference is not the model that training starts from")
-        if config.objective.name == "dpo" and not config.objective.reference_free and abs(metrics["loss"] - math.log(2)) > near_loss:
-            raise RuntimeError(f"step 0: the dpo loss is {metrics['loss']}, not ln 2 = {math.log(2):.6f}")
+            raise RuntimeError(
+                f"step 0: KL to the reference is {metrics['kl']}, not 0: the reference is not the model that training starts from"
+            )
+        if (
+            config.objective.name == "dpo"
+            and not config.objective.reference_free
+            and abs(metrics["loss"] - math.log(2)) > near_loss
+        ):
+            raise RuntimeError(
+                f"step 0: the dpo loss is {metrics['loss']}, not ln 2 = {math.log(2):.6f}"
+            )
 
     return check
 
@@ -195,13 +288,20 @@ def sample(model, tokenizer, template, config, head, log, ranks):
     mine = cells[ranks.rank :: ranks.world] or cells[:1]
     contexts = [encode_pieces(tokenizer, render_context(template, p, i)) for p, i in mine]
     model.eval()
-    made = generate(model, contexts, config.samples.max_new_tokens, stop_ids(template, tokenizer),
-                    agreed=lambda done: ranks.reduce([not done], "max") == [0])
+    made = generate(
+        model,
+        contexts,
+        config.samples.max_new_tokens,
+        stop_ids(template, tokenizer),
+        agreed=lambda done: ranks.reduce([not done], "max") == [0],
+    )
     model.train()
     texts = ranks.gather([tokenizer.decode(ids) for ids in made])
     for number, (prompt, instruction) in enumerate(cells):
         text = texts[number % ranks.world][number // ranks.world]
-        log.append("samples.jsonl", head | {"prompt": prompt, "instruction": instruction, "text": text})
+        log.append(
+            "samples.jsonl", head | {"prompt": prompt, "instruction": instruction, "text": text}
+        )
         log.say(f"  [{instruction}] {' '.join(text.split())[:160]}")
 
 

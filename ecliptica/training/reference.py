@@ -31,8 +31,14 @@ def starting_model(config, device, ranks=ALONE, trained=False):
             block.compile()
     if ranks.world > 1:
         frozen_as_stored(model, stored)
-        shard(model, mesh(ranks, options.replicas, device), dtype if full else None).to_empty(device=device)
-    merged = ranks.together(adapter_rows, config.model.path, config.model.adapter) if config.model.adapter else None
+        shard(model, mesh(ranks, options.replicas, device), dtype if full else None).to_empty(
+            device=device
+        )
+    merged = (
+        ranks.together(adapter_rows, config.model.path, config.model.adapter)
+        if config.model.adapter
+        else None
+    )
     ranks.together(fill, model, config.model.path, device, stored, merged)
     if trained and lora.rank:
         draw_lora(model, config.training.seed)
@@ -59,7 +65,12 @@ def build(config, model, device, ranks, batches, held_out, say, pause=lambda: No
     """The reference function of policy.score: adapters off, a second copy of the starting model, or hidden states on disk.
     pause(): called by all ranks between two parts of the cache; it may raise."""
     examples = cache.unique([*batches.used(), *held_out])
-    chosen = kind(config, batches.per_epoch, batches.steps, cache.size(examples, model.config.hidden_size, model.dtype)[1])
+    chosen = kind(
+        config,
+        batches.per_epoch,
+        batches.steps,
+        cache.size(examples, model.config.hidden_size, model.dtype)[1],
+    )
     if chosen == "adapter-off":
         return adapter_off_reference(model)
     if chosen == "model":
@@ -67,7 +78,9 @@ def build(config, model, device, ranks, batches, held_out, say, pause=lambda: No
     directories = [config.model.path, *filter(None, [config.model.adapter])]
     key = cache.cache_key(cache.weights_digest(directories, ranks), model.dtype, examples)
     where = config.training.cache_dir or Path(config.run.dir) / "cache"
-    path, parts = cache.build(model, examples, where, key, config.training.micro_preferences, device, ranks, say, pause)
+    path, parts = cache.build(
+        model, examples, where, key, config.training.micro_preferences, device, ranks, say, pause
+    )
     head_VD = None
     if not config.lora.rank:
         name = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"

@@ -25,7 +25,12 @@ class RunDir:
     def __init__(self, config):
         self.path, self.text, self.lock = Path(config.run.dir), as_toml(config), None
         directories = [Path(name) for name in (config.model.path, config.model.adapter) if name]
-        models = sorted(path for directory in directories for path in directory.glob("*") if path.suffix in (".safetensors", ".json", ".model"))
+        models = sorted(
+            path
+            for directory in directories
+            for path in directory.glob("*")
+            if path.suffix in (".safetensors", ".json", ".model")
+        )
         self.inputs = data_files(config.data) + models
         self.fresh = False  # whether this start is the one that claimed it
 
@@ -38,11 +43,19 @@ class RunDir:
         stored = self.path / "config.toml"
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run.dir: {self.path} is a file; expected a directory")
-        strangers = [p.name for p in self.path.iterdir() if p.name != "lock" and not is_rest(p)] if self.path.exists() else []
+        strangers = (
+            [p.name for p in self.path.iterdir() if p.name != "lock" and not is_rest(p)]
+            if self.path.exists()
+            else []
+        )
         if strangers and not stored.exists():
-            raise InputError(f"run.dir: {self.path} is not empty and holds no run (no config.toml); choose another run.dir")
+            raise InputError(
+                f"run.dir: {self.path} is not empty and holds no run (no config.toml); choose another run.dir"
+            )
         if strangers and stored.read_text(encoding="utf-8") != self.text:
-            raise InputError(f"run.dir: {self.path} holds a run of another config ({self._difference(stored)}); choose another run.dir or move it away")
+            raise InputError(
+                f"run.dir: {self.path} holds a run of another config ({self._difference(stored)}); choose another run.dir or move it away"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         for rest in filter(is_rest, list(self.path.iterdir())):
@@ -54,13 +67,18 @@ class RunDir:
 
     def _same_inputs(self):
         """What the run reads is what it began with: a resumed run on other data or weights would be neither run."""
-        stored, now = self.path / INPUTS, {str(path): fingerprint(path) for path in self.inputs if path.is_file()}
+        stored, now = (
+            self.path / INPUTS,
+            {str(path): fingerprint(path) for path in self.inputs if path.is_file()},
+        )
         if not stored.exists():
             replace_text(stored, json.dumps(now, indent=1) + "\n")
         before = read_json(stored)
         changed = [path for path in now if before.get(path, now[path]) != now[path]]
         if changed:
-            raise InputError(f"run.dir: {self.path} began with another {changed[0]} (its bytes changed since); put the file back, or choose another run.dir")
+            raise InputError(
+                f"run.dir: {self.path} began with another {changed[0]} (its bytes changed since); put the file back, or choose another run.dir"
+            )
 
     def _take_lock(self):
         lock = open(self.path / "lock", "a+", encoding="utf-8")
@@ -70,7 +88,9 @@ class RunDir:
             lock.seek(0)
             holder = lock.read().strip()
             lock.close()
-            raise InputError(f"run.dir: {self.path} is in use by another run ({holder or 'starting'}); wait for it or choose another run.dir") from error
+            raise InputError(
+                f"run.dir: {self.path} is in use by another run ({holder or 'starting'}); wait for it or choose another run.dir"
+            ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
@@ -93,7 +113,11 @@ class RunDir:
         """Let go. A start that made nothing, because its data could not be read, say, leaves no claim: the mended command may have the directory."""
         if not self.lock:
             return
-        if self.fresh and {path.name for path in self.path.iterdir()} <= {"config.toml", INPUTS, "lock"}:
+        if self.fresh and {path.name for path in self.path.iterdir()} <= {
+            "config.toml",
+            INPUTS,
+            "lock",
+        }:
             for name in (INPUTS, "config.toml"):
                 (self.path / name).unlink(missing_ok=True)
         self.lock.close()
@@ -111,8 +135,16 @@ def data_files(data):
     if data.format != "isd":
         return [Path(name) for name in (data.train, data.eval) if name]
     banks = [Path(data.train or BANK), *([Path(data.eval)] if data.eval else [])]
-    files = [file for bank in banks for file in (sorted(bank.glob("*.jsonl")) if bank.is_dir() else [bank])]
-    return [*files, Path(data.isd_instructions or INSTRUCTIONS), *([Path(data.isd_scores)] if data.isd_scores else [])]
+    files = [
+        file
+        for bank in banks
+        for file in (sorted(bank.glob("*.jsonl")) if bank.is_dir() else [bank])
+    ]
+    return [
+        *files,
+        Path(data.isd_instructions or INSTRUCTIONS),
+        *([Path(data.isd_scores)] if data.isd_scores else []),
+    ]
 
 
 def is_rest(path):

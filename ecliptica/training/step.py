@@ -23,12 +23,25 @@ def forward(model, reference, objective, config, batch, kl_weight, grad=True):
 def totals(parts, batches, ranks):
     """{name: sum over the batches of all ranks / preferences}. A filler batch, which has no ids, counts for nothing."""
     names = sorted(parts[0])
-    sums = [sum(float(part[name]) for part, batch in zip(parts, batches) if batch.ids) for name in names]
+    sums = [
+        sum(float(part[name]) for part, batch in zip(parts, batches) if batch.ids) for name in names
+    ]
     *sums, count = ranks.reduce([*sums, sum(len(batch.ids) for batch in batches)])
     return {name: total / count for name, total in zip(names, sums)}
 
 
-def optimizer_step(model, reference, objective, config, batches, kl_weight, optimizer, clip_norm, check=None, ranks=ALONE):
+def optimizer_step(
+    model,
+    reference,
+    objective,
+    config,
+    batches,
+    kl_weight,
+    optimizer,
+    clip_norm,
+    check=None,
+    ranks=ALONE,
+):
     """Update the trained parameters from this rank's micro-batches; return the step's metrics over all ranks, as floats.
 
     Every preference weighs the same whatever batch or rank it lands in: sums are divided by the step's count, known before the
@@ -36,16 +49,22 @@ def optimizer_step(model, reference, objective, config, batches, kl_weight, opti
     gradient is not finite.
     """
     start = time.perf_counter()
-    count, tokens = ranks.reduce([sum(len(b.ids) for b in batches), sum(b.tokens_T.numel() for b in batches if b.ids)])
+    count, tokens = ranks.reduce(
+        [sum(len(b.ids) for b in batches), sum(b.tokens_T.numel() for b in batches if b.ids)]
+    )
     parts = []
     for batch in batches:
         terms = forward(model, reference, objective, config, batch, kl_weight)
-        share = ranks.world / count if batch.ids else 0.0  # times world: FSDP takes the mean over ranks, a step is the sum
+        share = (
+            ranks.world / count if batch.ids else 0.0
+        )  # times world: FSDP takes the mean over ranks, a step is the sum
         (terms.loss * share).backward()
         parts.append(terms.metrics)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trained, clip_norm)
-    metrics = totals(parts, batches, ranks) | {"grad_norm": float(norm.full_tensor() if isinstance(norm, DTensor) else norm)}
+    metrics = totals(parts, batches, ranks) | {
+        "grad_norm": float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    }
     if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
         raise ranks.agreed(not_finite(metrics, parts, batches, ranks))
     if check:
@@ -53,7 +72,11 @@ def optimizer_step(model, reference, objective, config, batches, kl_weight, opti
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - start
-    return metrics | {"tokens_per_second": tokens / seconds, "preferences_per_second": count / seconds, "step_seconds": seconds}
+    return metrics | {
+        "tokens_per_second": tokens / seconds,
+        "preferences_per_second": count / seconds,
+        "step_seconds": seconds,
+    }
 
 
 def not_finite(metrics, parts, batches, ranks):
@@ -62,11 +85,18 @@ def not_finite(metrics, parts, batches, ranks):
     found = ranks.gather([name for batch in bad for name in batch.ids])
     if not any(found):
         found = ranks.gather([name for batch in batches for name in batch.ids])
-    where = [(f"rank {rank}: " if ranks.world > 1 else "") + ", ".join(names) for rank, names in enumerate(found) if names]
+    where = [
+        (f"rank {rank}: " if ranks.world > 1 else "") + ", ".join(names)
+        for rank, names in enumerate(found)
+        if names
+    ]
     return f"loss {metrics['loss']}, grad_norm {metrics['grad_norm']}: not finite, stopped before the update; preferences: {'; '.join(where)}"
 
 
 def evaluate(model, reference, objective, config, batches, kl_weight, ranks=ALONE):
     """The same numbers on held-out preferences, no gradient."""
-    parts = [forward(model, reference, objective, config, batch, kl_weight, grad=False).metrics for batch in batches]
+    parts = [
+        forward(model, reference, objective, config, batch, kl_weight, grad=False).metrics
+        for batch in batches
+    ]
     return totals(parts, batches, ranks)

@@ -13,7 +13,10 @@ from model.errors import InputError
 from tests.conftest import write_jsonl
 
 GOOD = {"instruction": "Be kind.", "prompt": "Hi?", "chosen": "Hello.", "rejected": "Go."}
-USER, YES, NO = ({"role": r, "content": c} for r, c in (("user", "Hi?"), ("assistant", "Hello."), ("assistant", "Go.")))
+USER, YES, NO = (
+    {"role": r, "content": c}
+    for r, c in (("user", "Hi?"), ("assistant", "Hello."), ("assistant", "Go."))
+)
 SYSTEM, LATER = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "And now?"}
 
 
@@ -21,39 +24,95 @@ def one(record, name):
     return formats.read(record, name)[0]
 
 
-@pytest.mark.parametrize("name, record, expected", [
-    ("cita", GOOD | {"rationale": "manners", "extra": 1}, ("Be kind.", (), "Hi?", ("Hello.", "Go."))),
-    ("cita", {"prompt": "Hi?", "responses": ["a", "b", "c"], "scores": [0, 2, 1]}, (None, (), "Hi?", ("b", "c", "a"))),
-    ("eba", {"prompt": "Hi?", "chosen": "Hello.", "rejected": "Go."}, (None, (), "Hi?", ("Hello.", "Go."))),
-    ("messages", {"prompt": [SYSTEM, USER], "chosen": [YES], "rejected": [NO]}, ("Be kind.", (), "Hi?", ("Hello.", "Go."))),
-    ("messages", {"prompt": "Hi?", "chosen": [YES], "rejected": [NO]}, (None, (), "Hi?", ("Hello.", "Go."))),
-    ("messages", {"chosen": [USER, YES], "rejected": [USER, NO]}, (None, (), "Hi?", ("Hello.", "Go."))),
-    ("messages", {"prompt": [USER, YES, LATER], "chosen": "Now.", "rejected": "Never."}, (None, (("Hi?", "Hello."),), "And now?", ("Now.", "Never."))),
-])
+@pytest.mark.parametrize(
+    "name, record, expected",
+    [
+        (
+            "cita",
+            GOOD | {"rationale": "manners", "extra": 1},
+            ("Be kind.", (), "Hi?", ("Hello.", "Go.")),
+        ),
+        (
+            "cita",
+            {"prompt": "Hi?", "responses": ["a", "b", "c"], "scores": [0, 2, 1]},
+            (None, (), "Hi?", ("b", "c", "a")),
+        ),
+        (
+            "eba",
+            {"prompt": "Hi?", "chosen": "Hello.", "rejected": "Go."},
+            (None, (), "Hi?", ("Hello.", "Go.")),
+        ),
+        (
+            "messages",
+            {"prompt": [SYSTEM, USER], "chosen": [YES], "rejected": [NO]},
+            ("Be kind.", (), "Hi?", ("Hello.", "Go.")),
+        ),
+        (
+            "messages",
+            {"prompt": "Hi?", "chosen": [YES], "rejected": [NO]},
+            (None, (), "Hi?", ("Hello.", "Go.")),
+        ),
+        (
+            "messages",
+            {"chosen": [USER, YES], "rejected": [USER, NO]},
+            (None, (), "Hi?", ("Hello.", "Go.")),
+        ),
+        (
+            "messages",
+            {"prompt": [USER, YES, LATER], "chosen": "Now.", "rejected": "Never."},
+            (None, (("Hi?", "Hello."),), "And now?", ("Now.", "Never.")),
+        ),
+    ],
+)
 def test_formats(name, record, expected, tmp_path):
     p = one(write_jsonl(tmp_path / "d.jsonl", [record]), name)
     assert (p.instruction, p.turns, p.prompt, p.responses) == expected
     assert p.scores == tuple(sorted(p.scores, reverse=True)) and p.id.endswith("d.jsonl:1")
 
 
-@pytest.mark.parametrize("name, line, message", [
-    ("cita", "{", r"d.jsonl:2: not valid JSON"),
-    ("cita", "[1]", r"d.jsonl:2: expected a JSON object, got list"),
-    ("cita", GOOD | {"chosen": "Go."}, r"d.jsonl:2: 'chosen' and 'rejected' are equal"),
-    ("cita", GOOD | {"rejected": "  "}, r"d.jsonl:2: 'rejected' is empty"),
-    ("cita", GOOD | {"prompt": 3}, r"d.jsonl:2: 'prompt' must be a string, got int"),
-    ("cita", {"prompt": "Hi?", "chosen": "a"}, r"d.jsonl:2: the field 'rejected' is missing"),
-    ("cita", {"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "'scores' must be a list of 2 numbers"),
-    ("cita", {"prompt": "p", "responses": ["a", "b"], "scores": [1, 1]}, "no preference in them"),
-    ("messages", {"chosen": [USER], "rejected": [USER]}, "the last message of 'chosen' must be the assistant's"),
-    ("messages", {"chosen": [USER, YES], "rejected": [LATER, NO]}, "must share every message but the last"),
-    ("messages", {"chosen": [YES, YES], "rejected": [YES, NO]}, "before the answer, got assistant"),
-    ("messages", {"chosen": [], "rejected": []}, "'chosen' must be a list of"),
-])
+@pytest.mark.parametrize(
+    "name, line, message",
+    [
+        ("cita", "{", r"d.jsonl:2: not valid JSON"),
+        ("cita", "[1]", r"d.jsonl:2: expected a JSON object, got list"),
+        ("cita", GOOD | {"chosen": "Go."}, r"d.jsonl:2: 'chosen' and 'rejected' are equal"),
+        ("cita", GOOD | {"rejected": "  "}, r"d.jsonl:2: 'rejected' is empty"),
+        ("cita", GOOD | {"prompt": 3}, r"d.jsonl:2: 'prompt' must be a string, got int"),
+        ("cita", {"prompt": "Hi?", "chosen": "a"}, r"d.jsonl:2: the field 'rejected' is missing"),
+        (
+            "cita",
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1]},
+            "'scores' must be a list of 2 numbers",
+        ),
+        (
+            "cita",
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1, 1]},
+            "no preference in them",
+        ),
+        (
+            "messages",
+            {"chosen": [USER], "rejected": [USER]},
+            "the last message of 'chosen' must be the assistant's",
+        ),
+        (
+            "messages",
+            {"chosen": [USER, YES], "rejected": [LATER, NO]},
+            "must share every message but the last",
+        ),
+        (
+            "messages",
+            {"chosen": [YES, YES], "rejected": [YES, NO]},
+            "before the answer, got assistant",
+        ),
+        ("messages", {"chosen": [], "rejected": []}, "'chosen' must be a list of"),
+    ],
+)
 def test_bad_lines_are_named(name, line, message, tmp_path):
     good = json.dumps(GOOD if name == "cita" else {"chosen": [USER, YES], "rejected": [USER, NO]})
     path = tmp_path / "d.jsonl"
-    path.write_text(good + "\n" + (line if isinstance(line, str) else json.dumps(line)) + "\n" + good + "\n")
+    path.write_text(
+        good + "\n" + (line if isinstance(line, str) else json.dumps(line)) + "\n" + good + "\n"
+    )
     with pytest.raises(InputError, match=message):
         formats.read(path, name)
     skipped = []
@@ -63,7 +122,12 @@ def test_bad_lines_are_named(name, line, message, tmp_path):
 def test_bad_files_are_named(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    for name, message in (("none.jsonl", "no such file"), ("empty.jsonl", "no usable line"), ("binary.jsonl", "not UTF-8"), (".", "is a directory")):
+    for name, message in (
+        ("none.jsonl", "no such file"),
+        ("empty.jsonl", "no usable line"),
+        ("binary.jsonl", "not UTF-8"),
+        (".", "is a directory"),
+    ):
         with pytest.raises(InputError, match=message):
             formats.read(tmp_path / name, "cita")
     with pytest.raises(InputError, match="expected one of cita, eba, isd, messages, got 'csv'"):
@@ -75,11 +139,37 @@ def bank_of(tmp_path, domains=2):
     (tmp_path / "bank").mkdir()
     for d in range(domains):
         line = {"domain": f"d{d}", "prompt": "p"}
-        write_jsonl(tmp_path / "bank" / f"d{d}.jsonl", [line | {"id": f"d{d}-bare", "split": "train"}] + [
-            line | {"id": f"d{d}-{n}", "prompt": f"Prompt {d} {n}?", "split": ("train", "dev")[n % 2], "responses": {k: f"{k} {d} {n}" for k in ("x", "y")}} for n in range(4)])
+        write_jsonl(
+            tmp_path / "bank" / f"d{d}.jsonl",
+            [line | {"id": f"d{d}-bare", "split": "train"}]
+            + [
+                line
+                | {
+                    "id": f"d{d}-{n}",
+                    "prompt": f"Prompt {d} {n}?",
+                    "split": ("train", "dev")[n % 2],
+                    "responses": {k: f"{k} {d} {n}" for k in ("x", "y")},
+                }
+                for n in range(4)
+            ],
+        )
     (tmp_path / "i.toml").write_text('x = ["x 1", "x 2", "x 3"]\ny = ["y 1", "y 2", "y 3"]\n')
-    write_jsonl(tmp_path / "scores.jsonl", [
-        {"prompt": f"d{d}-{n}", "instruction": j, "response_to": f"d{d}-{n}", "response": k, "logp": -1.0} for d in range(domains) for n in (0, 2) for j in "xy" for k in "xy"])
+    write_jsonl(
+        tmp_path / "scores.jsonl",
+        [
+            {
+                "prompt": f"d{d}-{n}",
+                "instruction": j,
+                "response_to": f"d{d}-{n}",
+                "response": k,
+                "logp": -1.0,
+            }
+            for d in range(domains)
+            for n in (0, 2)
+            for j in "xy"
+            for k in "xy"
+        ],
+    )
     return tmp_path / "bank"
 
 
@@ -87,11 +177,36 @@ def bank_of(tmp_path, domains=2):
 @pytest.mark.parametrize("scored", [False, True])
 def test_isd_reads_what_isd_build_writes(split, scored, tmp_path):
     bank, scores = str(bank_of(tmp_path)), str(tmp_path / "scores.jsonl")
-    config = DataConfig(format="isd", isd_instructions=str(tmp_path / "i.toml"), isd_rounds=2, isd_seed=5, isd_scores=scores if scored else "")
+    config = DataConfig(
+        format="isd",
+        isd_instructions=str(tmp_path / "i.toml"),
+        isd_rounds=2,
+        isd_seed=5,
+        isd_scores=scores if scored else "",
+    )
     read = formats.read(bank, "isd", config=config, split=split)
     extra = ["--scores", scores] if scored and split == "train" else []
-    isd.main(["build", "--bank", bank, "--instructions", f"{tmp_path}/i.toml", "--rounds", "2", "--seed", "5", "--split", split, "--out", f"{tmp_path}/p.jsonl", *extra])
-    assert read == formats.read(tmp_path / "p.jsonl", "cita") and len(read) == 4 * 2 * 2 * (3 if extra else 2)
+    isd.main(
+        [
+            "build",
+            "--bank",
+            bank,
+            "--instructions",
+            f"{tmp_path}/i.toml",
+            "--rounds",
+            "2",
+            "--seed",
+            "5",
+            "--split",
+            split,
+            "--out",
+            f"{tmp_path}/p.jsonl",
+            *extra,
+        ]
+    )
+    assert read == formats.read(tmp_path / "p.jsonl", "cita") and len(read) == 4 * 2 * 2 * (
+        3 if extra else 2
+    )
     assert {p.instruction for p in read} == ({"x 1", "y 1"} if split == "train" else {"x 2", "y 2"})
 
 
@@ -122,9 +237,19 @@ dir = "{tmp_path}/run"
 ''')
     assert cli.run(train.main, [str(tmp_path / "r.toml")]) == 0
     assert f"{bank}: 16 " in capsys.readouterr().err and (tmp_path / "run" / "final").is_dir()
-    for key, value, message in (("data.isd_rounds", "0", "data.isd_rounds: expected > 0"), ("data.format", "cita", "data.isd_instructions: for data.format=isd alone"),
-                                ("data.train", str(tmp_path / "none"), "no such file"), ("data.isd_scores", str(tmp_path / "none"), "no such file")):
-        assert cli.run(train.main, [str(tmp_path / "r.toml"), f"{key}={value}", f"run.dir={tmp_path}/{key}"]) == 2
+    for key, value, message in (
+        ("data.isd_rounds", "0", "data.isd_rounds: expected > 0"),
+        ("data.format", "cita", "data.isd_instructions: for data.format=isd alone"),
+        ("data.train", str(tmp_path / "none"), "no such file"),
+        ("data.isd_scores", str(tmp_path / "none"), "no such file"),
+    ):
+        assert (
+            cli.run(
+                train.main,
+                [str(tmp_path / "r.toml"), f"{key}={value}", f"run.dir={tmp_path}/{key}"],
+            )
+            == 2
+        )
         assert message in capsys.readouterr().err
 
 
@@ -137,9 +262,17 @@ def test_append_takes_off_half_a_line_and_names_a_full_disk(tmp_path):
         with open(path, "ab") as file:
             file.write(half)
         append(path, [{"n": 4}])
-    assert [json.loads(line)["n"] for line in path.read_text(encoding="utf-8").splitlines()] == [1, "é", 4, 4]
+    assert [json.loads(line)["n"] for line in path.read_text(encoding="utf-8").splitlines()] == [
+        1,
+        "é",
+        4,
+        4,
+    ]
     path.write_bytes(b"no line end at all")
     append(path, [{"n": 5}])
     assert path.read_bytes() == b'{"n": 5}\n'
-    with pytest.raises(OSError, match="No space left on device; make room and start the same command again: '/dev/full'"):
+    with pytest.raises(
+        OSError,
+        match="No space left on device; make room and start the same command again: '/dev/full'",
+    ):
         append("/dev/full", [{"n": 1}])

@@ -29,9 +29,18 @@ def examples(count=6, responses=3):
     g = torch.Generator().manual_seed(0)
 
     def ids(low, high):
-        return tuple(torch.randint(3, 49152, (int(torch.randint(low, high, (1,), generator=g)),), generator=g).tolist())
+        return tuple(
+            torch.randint(
+                3, 49152, (int(torch.randint(low, high, (1,), generator=g)),), generator=g
+            ).tolist()
+        )
 
-    return [Encoded(f"e{n}", ids(1, 40), tuple(ids(1, 25) for _ in range(responses)), (0.0,) * responses) for n in range(count)]
+    return [
+        Encoded(
+            f"e{n}", ids(1, 40), tuple(ids(1, 25) for _ in range(responses)), (0.0,) * responses
+        )
+        for n in range(count)
+    ]
 
 
 def measure(model, groups):
@@ -43,26 +52,38 @@ def measure(model, groups):
         logp.append(stats.logp_S)
         kl.append(stats.kl_S)
         (stats.logp_S.sum() + 0.5 * stats.kl_S.sum()).backward()
-    return torch.cat(logp).detach(), torch.cat(kl).detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return (
+        torch.cat(logp).detach(),
+        torch.cat(kl).detach(),
+        [p.grad.clone() for p in model.parameters() if p.grad is not None],
+    )
 
 
 def test_packing_equals_one_sequence_at_a_time(policy):
     packed = examples()
-    alone = [[Encoded(e.id, e.context, (response,), (0.0,))] for e in packed for response in e.responses]
+    alone = [
+        [Encoded(e.id, e.context, (response,), (0.0,))] for e in packed for response in e.responses
+    ]
     want, got = measure(policy, alone), measure(policy, [packed])
     assert (got[0] - want[0]).abs().max() < 2e-4 and (got[1] - want[1]).abs().max() < 2e-4
-    assert len(got[2]) == 12 and all((a - b).abs().max() <= 1e-4 * b.abs().max() for a, b in zip(got[2], want[2]))
+    assert len(got[2]) == 12 and all(
+        (a - b).abs().max() <= 1e-4 * b.abs().max() for a, b in zip(got[2], want[2])
+    )
 
 
 def test_log_probs_equal_dense_float64(policy, tiny):
     """Every response behind its own copy of the prompt, full logits, float64."""
     wide = load_model(tiny, torch.float64)
-    for example, logp in zip(examples(2), score(load_model(tiny), pack(examples(2)), grad=False).logp_S.view(2, 3)):
+    for example, logp in zip(
+        examples(2), score(load_model(tiny), pack(examples(2)), grad=False).logp_S.view(2, 3)
+    ):
         for response, got in zip(example.responses, logp):
             tokens = torch.tensor(example.context + response)
             nothing = torch.zeros_like(tokens)
             with torch.no_grad():
-                table = wide.forward_logits(tokens, torch.arange(len(tokens)), PaddedPacked(nothing, nothing)).log_softmax(-1)
+                table = wide.forward_logits(
+                    tokens, torch.arange(len(tokens)), PaddedPacked(nothing, nothing)
+                ).log_softmax(-1)
             rows = torch.arange(len(example.context) - 1, len(tokens) - 1)
             assert abs(table[rows, torch.tensor(response)].sum() - got) < 1e-3
 
@@ -73,23 +94,37 @@ def test_layout_of_a_packed_preference():
     assert batch.positions_T.tolist() == [0, 1, 2, 3, 2, 0, 1, 1, 2]
     assert batch.rows_R.tolist() == [1, 2, 1, 5, 5, 7]
     assert batch.targets_R.tolist() == [7, 8, 9, 2, 2, 2]
-    assert batch.segments_R.tolist() == [0, 0, 1, 2, 3, 3] and batch.owner_S.tolist() == [0, 0, 1, 1]
+    assert batch.segments_R.tolist() == [0, 0, 1, 2, 3, 3] and batch.owner_S.tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
 
 
 def preference(words, chosen="Yes indeed.", rejected="No, never."):
-    return Preference("x", " ".join(f"word{n}" for n in range(words)), (chosen, rejected), "Keep this instruction whole.")
+    return Preference(
+        "x",
+        " ".join(f"word{n}" for n in range(words)),
+        (chosen, rejected),
+        "Keep this instruction whole.",
+    )
 
 
 def test_truncation_cuts_the_prompt_on_the_left_then_responses_on_the_right(tokenizer):
     template, counts = get_template("chatml", tokenizer), Counts()
 
     def encode(preference, tokenizer, template, max_tokens, counts):
-        return packing.encode(preference, tokenizer, template, DataConfig(max_tokens=max_tokens), counts)
+        return packing.encode(
+            preference, tokenizer, template, DataConfig(max_tokens=max_tokens), counts
+        )
 
     end = tokenizer.token_id("<|im_end|>")
     whole = encode(preference(300), tokenizer, template, 4096, counts)
     cut = encode(preference(300), tokenizer, template, 200, counts)
-    assert len(cut.context) + max(map(len, cut.responses)) <= 200 and cut.responses == whole.responses
+    assert (
+        len(cut.context) + max(map(len, cut.responses)) <= 200 and cut.responses == whole.responses
+    )
     text = tokenizer.decode(cut.context)
     assert "Keep this instruction whole." in text and "word299" in text and "word0 " not in text
     long = encode(preference(300, chosen="so " * 400), tokenizer, template, 200, counts)
@@ -98,16 +133,36 @@ def test_truncation_cuts_the_prompt_on_the_left_then_responses_on_the_right(toke
     assert encode(preference(300), tokenizer, template, 20, counts) is None
     same = Preference("same", "p", ("yes " * 300 + "a", "yes " * 300 + "b"), "I")
     assert encode(same, tokenizer, template, 64, counts) is None
-    assert (counts.kept, counts.prompts_cut, counts.responses_cut, counts.dropped) == (3, 2, 3, ["x", "same"])
+    assert (counts.kept, counts.prompts_cut, counts.responses_cut, counts.dropped) == (
+        3,
+        2,
+        3,
+        ["x", "same"],
+    )
 
 
 def test_batches_depend_on_the_seed_alone_and_every_epoch_is_a_permutation():
-    training = SimpleNamespace(batch_preferences=4, micro_preferences=3, epochs=2, max_steps=0, seed=5)
+    training = SimpleNamespace(
+        batch_preferences=4, micro_preferences=3, epochs=2, max_steps=0, seed=5
+    )
     many = [Encoded(str(n), (1,) * (n + 1), ((2,), (3,))) for n in range(10)]
     batches = Batches(many, training)
     assert batches.steps == 6
-    epochs = [[name for step in range(e * 3, e * 3 + 3) for batch in batches.step(step) for name in batch.ids] for e in range(2)]
-    assert all(sorted(epoch, key=int) == [str(n) for n in range(10)] for epoch in epochs) and epochs[0] != epochs[1]
+    epochs = [
+        [
+            name
+            for step in range(e * 3, e * 3 + 3)
+            for batch in batches.step(step)
+            for name in batch.ids
+        ]
+        for e in range(2)
+    ]
+    assert (
+        all(sorted(epoch, key=int) == [str(n) for n in range(10)] for epoch in epochs)
+        and epochs[0] != epochs[1]
+    )
     torch.rand(7)
     assert [b.ids for b in Batches(many, training).step(4)] == [b.ids for b in batches.step(4)]
-    assert [len(b.ids) for b in batches.step(0)] == [2, 2] and [len(b.ids) for b in batches.step(2)] == [2]
+    assert [len(b.ids) for b in batches.step(0)] == [2, 2] and [
+        len(b.ids) for b in batches.step(2)
+    ] == [2]

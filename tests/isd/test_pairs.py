@@ -17,7 +17,10 @@ from tests.conftest import write_jsonl
 
 NAMES = ["x", "y", "z"]
 INSTRUCTIONS = {name: (f"{name} 1", f"{name} 2", f"{name} 3") for name in NAMES}
-SMALL = [Entry(f"p{n}", f"prompt {n}", "d", "train", {name: f"{name} of {n}" for name in NAMES}) for n in range(4)] + [Entry("bare", "b", "d", "train")]
+SMALL = [
+    Entry(f"p{n}", f"prompt {n}", "d", "train", {name: f"{name} of {n}" for name in NAMES})
+    for n in range(4)
+] + [Entry("bare", "b", "d", "train")]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +31,20 @@ def bank():
 def cells(entries, system="trained", seed=0):
     """Scores as eval.py switch writes them, with a cell at a distractor prompt, which is not read."""
     generator = np.random.default_rng(seed)
-    own = [{"system": system, "prompt": e.id, "instruction": j, "response_to": e.id, "response": k, "logp": float(generator.normal()) - 40, "tokens": 9}
-           for e in entries for j in e.responses for k in e.responses]
+    own = [
+        {
+            "system": system,
+            "prompt": e.id,
+            "instruction": j,
+            "response_to": e.id,
+            "response": k,
+            "logp": float(generator.normal()) - 40,
+            "tokens": 9,
+        }
+        for e in entries
+        for j in e.responses
+        for k in e.responses
+    ]
     return own + [own[0] | {"response_to": "p3", "logp": 1e6}]
 
 
@@ -41,26 +56,46 @@ def kinds(made):
 def test_every_response_is_chosen_as_often_as_rejected_and_nothing_leaks(bank, hard, tmp_path):
     instructions = load_instructions()
     entries = [entry for entry in referenced(bank) if entry.split == "train"]
-    scores = read_scores(write_jsonl(tmp_path / "s.jsonl", cells(entries)), list(instructions))[0] if hard else None
+    scores = (
+        read_scores(write_jsonl(tmp_path / "s.jsonl", cells(entries)), list(instructions))[0]
+        if hard
+        else None
+    )
     made = pairs(bank, instructions, "train", rounds=2, scores=scores)
     each = 80 * 10 * 2
     assert kinds(made) == {"sibling": each, "prompt": each} | ({"hard": each} if hard else {})
     chosen, rejected = Counter(p["chosen"] for p in made), Counter(p["rejected"] for p in made)
     assert len(chosen) == 800 and set(chosen.values()) == {6 if hard else 4} and chosen == rejected
-    of_id, owner = {entry.id: entry for entry in entries}, {text: (entry.id, name) for entry in bank for name, text in entry.responses.items()}
+    of_id, owner = (
+        {entry.id: entry for entry in entries},
+        {text: (entry.id, name) for entry in bank for name, text in entry.responses.items()},
+    )
     for p in made:
         prompt_id, name, kind = p["id"].split("/")
-        assert p["instruction"] == instructions[name][PARAPHRASE["train"]] and p["prompt"] == of_id[prompt_id].prompt
+        assert (
+            p["instruction"] == instructions[name][PARAPHRASE["train"]]
+            and p["prompt"] == of_id[prompt_id].prompt
+        )
         assert owner[p["chosen"]] == (prompt_id, name)
         other_id, other_name = owner[p["rejected"]]
-        assert (other_id != prompt_id and other_name == name) if kind.startswith("prompt") else (other_id == prompt_id and other_name != name)
-    assert pairs(bank, instructions, "train", rounds=2, scores=scores) == made != pairs(bank, instructions, "train", seed=1, rounds=2, scores=scores)
+        assert (
+            (other_id != prompt_id and other_name == name)
+            if kind.startswith("prompt")
+            else (other_id == prompt_id and other_name != name)
+        )
+    assert (
+        pairs(bank, instructions, "train", rounds=2, scores=scores)
+        == made
+        != pairs(bank, instructions, "train", seed=1, rounds=2, scores=scores)
+    )
 
 
 def test_dev_pairs_have_their_own_prompts_and_wording(bank):
     made = pairs(bank, load_instructions(), "dev")
     assert {p["instruction"] for p in made} == {texts[1] for texts in load_instructions().values()}
-    assert {p["prompt"] for p in made} == {entry.prompt for entry in referenced(bank) if entry.split == "dev"}
+    assert {p["prompt"] for p in made} == {
+        entry.prompt for entry in referenced(bank) if entry.split == "dev"
+    }
 
 
 @pytest.mark.parametrize("size", range(2, 7))
@@ -73,9 +108,17 @@ def test_the_assignment_is_the_best_of_all_permutations(size):
             total = {sigma: sum(s_JK[j, k] for j, k in enumerate(sigma)) for sigma in everyone}
             assert total[tuple(assignment(s_JK))] == pytest.approx(min(total.values()))
             found = hardest(s_JK)
-            assert total[tuple(found)] == pytest.approx(max(total[sigma] for sigma in everyone if all(j != k for j, k in enumerate(sigma))))
-            shifted = s_JK + generator.normal(size=size) * 50 * scale + generator.normal(size=(size, 1)) * 50 * scale
-            assert hardest(shifted) == found  # a response's own likelihood, and a context's, decide nothing
+            assert total[tuple(found)] == pytest.approx(
+                max(total[sigma] for sigma in everyone if all(j != k for j, k in enumerate(sigma)))
+            )
+            shifted = (
+                s_JK
+                + generator.normal(size=size) * 50 * scale
+                + generator.normal(size=(size, 1)) * 50 * scale
+            )
+            assert (
+                hardest(shifted) == found
+            )  # a response's own likelihood, and a context's, decide nothing
 
 
 def test_hard_pairs_are_those_of_the_scores(tmp_path):
@@ -83,19 +126,35 @@ def test_hard_pairs_are_those_of_the_scores(tmp_path):
     path = write_jsonl(tmp_path / "s.jsonl", records)
     scores, system = read_scores(path, NAMES)
     assert system == "other" and read_scores(path, NAMES, "trained")[1] == "trained"
-    assert scores["p1"][0, 2] == next(c["logp"] for c in records if (c["system"], c["prompt"], c["instruction"], c["response"]) == ("other", "p1", "x", "z"))
+    assert scores["p1"][0, 2] == next(
+        c["logp"]
+        for c in records
+        if (c["system"], c["prompt"], c["instruction"], c["response"]) == ("other", "p1", "x", "z")
+    )
     made = {p["id"]: p for p in pairs(SMALL, INSTRUCTIONS, "train", scores=scores)}
     for prompt, s_JK in scores.items():
         for j, k in enumerate(hardest(s_JK)):
             assert made[f"{prompt}/{NAMES[j]}/hard-0"]["rejected"] == f"{NAMES[k]} of {prompt[1:]}"
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda c: c[:4] + c[5:], "p0 has no score of the response 'y' under the instruction 'y'"),
-    (lambda c: [r for r in c if r["prompt"] != "p2"], "the scores have no cell of the prompt p2"),
-    (lambda c: [c[0] | {"logp": "low"}] + c, r"s.jsonl:1: 'logp' must be a finite number, got 'low'"),
-    (lambda c: [{k: v for k, v in c[0].items() if k != "response"}], r"s.jsonl:1: the field 'response' is missing"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda c: c[:4] + c[5:], "p0 has no score of the response 'y' under the instruction 'y'"),
+        (
+            lambda c: [r for r in c if r["prompt"] != "p2"],
+            "the scores have no cell of the prompt p2",
+        ),
+        (
+            lambda c: [c[0] | {"logp": "low"}] + c,
+            r"s.jsonl:1: 'logp' must be a finite number, got 'low'",
+        ),
+        (
+            lambda c: [{k: v for k, v in c[0].items() if k != "response"}],
+            r"s.jsonl:1: the field 'response' is missing",
+        ),
+    ],
+)
 def test_bad_scores_are_named(spoil, message, tmp_path):
     path = write_jsonl(tmp_path / "s.jsonl", spoil(cells(SMALL[:4])))
     with pytest.raises(InputError, match=message):
@@ -103,19 +162,38 @@ def test_bad_scores_are_named(spoil, message, tmp_path):
 
 
 def test_too_little_to_contrast_is_named():
-    for entries, message in ((SMALL[:1], "1 prompts with reference responses"), ([Entry("q", "q", "d", "train", {"x": "1"})], "q: no response to the instruction 'y'")):
+    for entries, message in (
+        (SMALL[:1], "1 prompts with reference responses"),
+        ([Entry("q", "q", "d", "train", {"x": "1"})], "q: no response to the instruction 'y'"),
+    ):
         with pytest.raises(InputError, match=message):
             pairs(entries, INSTRUCTIONS, "train")
 
 
 def test_build_says_whether_there_are_hard_negatives(bank, tmp_path, capsys):
-    out, scores = tmp_path / "p.jsonl", write_jsonl(tmp_path / "s.jsonl", cells([e for e in referenced(bank) if e.split == "dev"]))
+    out, scores = (
+        tmp_path / "p.jsonl",
+        write_jsonl(tmp_path / "s.jsonl", cells([e for e in referenced(bank) if e.split == "dev"])),
+    )
     assert cli.run(isd.main, ["build", "--split", "dev", "--out", str(out)]) == 0
-    assert "without hard negatives" in capsys.readouterr().out and len(out.read_text().splitlines()) == 400
-    assert cli.run(isd.main, ["build", "--split", "dev", "--out", str(out), "--scores", str(scores)]) == 0
+    assert (
+        "without hard negatives" in capsys.readouterr().out
+        and len(out.read_text().splitlines()) == 400
+    )
+    assert (
+        cli.run(isd.main, ["build", "--split", "dev", "--out", str(out), "--scores", str(scores)])
+        == 0
+    )
     assert "hard negatives by the scores of 'trained'" in capsys.readouterr().out
-    assert kinds([json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]) == {"sibling": 200, "prompt": 200, "hard": 200}
-    for arguments, message in ((["--scores", str(scores), "--system", "nobody"], "no system 'nobody'; it has 'trained'"), (["--rounds", "0"], "--rounds: expected at least 1"),
-                               (["--split", "train", "--scores", str(scores)], "the scores have no cell of the prompt")):
+    assert kinds([json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]) == {
+        "sibling": 200,
+        "prompt": 200,
+        "hard": 200,
+    }
+    for arguments, message in (
+        (["--scores", str(scores), "--system", "nobody"], "no system 'nobody'; it has 'trained'"),
+        (["--rounds", "0"], "--rounds: expected at least 1"),
+        (["--split", "train", "--scores", str(scores)], "the scores have no cell of the prompt"),
+    ):
         assert cli.run(isd.main, ["build", "--split", "dev", "--out", str(out), *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -7,32 +7,73 @@ from kernels import rms_norm as rms_norm_module
 from kernels import swiglu as swiglu_module
 
 
-@pytest.mark.parametrize("main, arguments, message", [
-    (bench.main, ["--case", "nope"], "invalid choice: 'nope'"),
-    (bench.main, ["--rows", "0"], "--repeats and --rows take numbers of at least 1"),
-    (bench.main, ["--dtype", "float64"], "invalid choice: 'float64'"),
-    (bench.main, ["--case", "rms_norm", "smollm2"], "rms_norm and smollm2 have tables of their own"),
-    (bench.main, ["--case", "swiglu", "--peers"], "swiglu is compared with torch.compile"),
-    (bench.main, ["--json", "/no/such/file.json"], "--json /no/such/file.json: expected a file in a directory that exists"),
-    (bench.main, ["--json", "/"], "--json /: expected a file in a directory that exists"),
-    (bench.main, ["--plot", "picture.zzz"], "--plot takes a name that ends in .png, .svg, .pdf"),
-    (aot.main, ["--arch", "70"], "invalid choice: 70"),
-])
+@pytest.mark.parametrize(
+    "main, arguments, message",
+    [
+        (bench.main, ["--case", "nope"], "invalid choice: 'nope'"),
+        (bench.main, ["--rows", "0"], "--repeats and --rows take numbers of at least 1"),
+        (bench.main, ["--dtype", "float64"], "invalid choice: 'float64'"),
+        (
+            bench.main,
+            ["--case", "rms_norm", "smollm2"],
+            "rms_norm and smollm2 have tables of their own",
+        ),
+        (bench.main, ["--case", "swiglu", "--peers"], "swiglu is compared with torch.compile"),
+        (
+            bench.main,
+            ["--json", "/no/such/file.json"],
+            "--json /no/such/file.json: expected a file in a directory that exists",
+        ),
+        (bench.main, ["--json", "/"], "--json /: expected a file in a directory that exists"),
+        (
+            bench.main,
+            ["--plot", "picture.zzz"],
+            "--plot takes a name that ends in .png, .svg, .pdf",
+        ),
+        (aot.main, ["--arch", "70"], "invalid choice: 70"),
+    ],
+)
 def test_bad_arguments_are_one_line_and_exit_code_2(main, arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     out, err = capsys.readouterr()
-    assert stop.value.code == 2 and not out and err.count("\n") == 1 and err.startswith("error: python -m kernels.") and message in err
+    assert (
+        stop.value.code == 2
+        and not out
+        and err.count("\n") == 1
+        and err.startswith("error: python -m kernels.")
+        and message in err
+    )
 
 
 def test_the_layers_table_and_the_rule(monkeypatch, capsys):
     """On a CPU: eager and compiled torch; ours is for a GPU, and the verdict says so."""
     monkeypatch.setattr(rms_norm_module, "SIZES", {"cpu": [(8, 16)]})
     monkeypatch.setattr(bench_layers.torch, "compile", lambda function, **_: function)
-    bench.main(["--device", "cpu", "--case", "rms_norm", "--repeats", "1", "--dtype", "float32", "--head", "frozen"])
+    bench.main(
+        [
+            "--device",
+            "cpu",
+            "--case",
+            "rms_norm",
+            "--repeats",
+            "1",
+            "--dtype",
+            "float32",
+            "--head",
+            "frozen",
+        ]
+    )
     *_, header, eager, compiled, verdict = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["case", "R", "width"] and "eager torch" in eager and "1.00x" in compiled
-    assert verdict == "rms_norm: kept only if it beats torch.compile's in every line; not decided: the kernel was not measured, it needs --device cuda"
+    assert (
+        header.split()[:3] == ["case", "R", "width"]
+        and "eager torch" in eager
+        and "1.00x" in compiled
+    )
+    assert (
+        verdict
+        == "rms_norm: kept only if it beats torch.compile's in every line; not decided: the kernel was not measured, it needs --device cuda"
+    )
 
 
 def test_the_kernel_in_the_table_is_ours():
@@ -41,8 +82,17 @@ def test_the_kernel_in_the_table_is_ours():
         assert bench_layers.systems(name, "cuda")["fused"] is getattr(module, name)
 
 
-@pytest.mark.parametrize("ratios, decision", [([0.8, 0.99], "0.80x to 0.99x of its time over 2 lines: keep it"), ([0.5, 1.0], "leave it out")])
+@pytest.mark.parametrize(
+    "ratios, decision",
+    [
+        ([0.8, 0.99], "0.80x to 0.99x of its time over 2 lines: keep it"),
+        ([0.5, 1.0], "leave it out"),
+    ],
+)
 def test_a_kernel_is_kept_only_if_it_wins_everywhere(ratios, decision):
     rows = [{"case": "swiglu", "system": "fused", "over_compile": ratio} for ratio in ratios]
-    rows += [{"case": "swiglu", "system": "eager torch", "over_compile": 3.0}, {"case": "rms_norm", "system": "fused", "over_compile": 2.0}]
+    rows += [
+        {"case": "swiglu", "system": "eager torch", "over_compile": 3.0},
+        {"case": "rms_norm", "system": "fused", "over_compile": 2.0},
+    ]
     assert decision in bench_layers.verdict("swiglu", rows)

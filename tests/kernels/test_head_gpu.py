@@ -5,7 +5,10 @@ import torch
 
 from kernels import linear_logp_kl
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 BACKENDS = ("torch", "triton", "triton-stream", "triton-chunk")
 
 
@@ -14,27 +17,48 @@ def inputs(R, D, V, dtype, shared=True):
     hidden = torch.randn(R, D, generator=g, device="cuda")
     ref = (hidden + 0.3 * torch.randn(R, D, generator=g, device="cuda")).to(dtype)
     weight = (torch.randn(V, D, generator=g, device="cuda") * D**-0.5).to(dtype)
-    ref_weight = None if shared else (weight.float() + 0.1 * torch.randn(V, D, generator=g, device="cuda") * D**-0.5).to(dtype)
-    rows, targets = torch.arange(R, device="cuda"), torch.randint(0, V, (R,), generator=g, device="cuda")
+    ref_weight = (
+        None
+        if shared
+        else (weight.float() + 0.1 * torch.randn(V, D, generator=g, device="cuda") * D**-0.5).to(
+            dtype
+        )
+    )
+    rows, targets = (
+        torch.arange(R, device="cuda"),
+        torch.randint(0, V, (R,), generator=g, device="cuda"),
+    )
     return hidden.to(dtype), weight, (rows, targets, rows // 50, R // 50 + 1), ref, ref_weight
 
 
 def run(hidden, weight, index, ref, ref_weight, backend, train_head=False):
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_(train_head)
     out = linear_logp_kl(hidden, weight, *index, ref, ref_weight, backend=backend)
-    grads = torch.autograd.grad(out.logp_S.sum() - 0.7 * out.kl_S.sum(), (hidden, weight) if train_head else (hidden,))
+    grads = torch.autograd.grad(
+        out.logp_S.sum() - 0.7 * out.kl_S.sum(), (hidden, weight) if train_head else (hidden,)
+    )
     return [out.logp_S, out.kl_S, out.ref_logp_S, *grads]
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "two heads"])
 @pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype, values, gradients", [(torch.float32, 1e-5, 1e-4), (torch.bfloat16, 1e-5, 1e-2), (torch.float16, 1e-5, 2e-3)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, values, gradients",
+    [(torch.float32, 1e-5, 1e-4), (torch.bfloat16, 1e-5, 1e-2), (torch.float16, 1e-5, 2e-3)],
+    ids=str,
+)
 def test_accuracy_against_float64(dtype, values, gradients, backend, train_head, shared):
     case = inputs(700, 576, 49152, dtype, shared)
     got = run(*case, backend, train_head)
     hidden, weight, index, ref, ref_weight = case
-    wide = hidden.double(), weight.double(), index, ref.double(), None if shared else ref_weight.double()
+    wide = (
+        hidden.double(),
+        weight.double(),
+        index,
+        ref.double(),
+        None if shared else ref_weight.double(),
+    )
     want = run(*wide, "dense", train_head)
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         assert (a.double() - b).norm() <= (values if i < 3 else gradients) * b.norm(), i
@@ -46,7 +70,9 @@ def test_the_same_bits_every_time(backend, train_head):
     case = inputs(3000, 1024, 50257, torch.bfloat16)
     first = run(*case, backend, train_head)
     for _ in range(5):
-        assert all(torch.equal(a, b) for a, b in zip(first, run(*case, backend, train_head), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(first, run(*case, backend, train_head), strict=True)
+        )
 
 
 @pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])
@@ -66,9 +92,29 @@ def test_offsets_beyond_32_bits(backend):
     hidden, weight, index, ref, _ = inputs(17000, 64, 128256, torch.bfloat16)
     out = linear_logp_kl(hidden, weight, *index, ref, backend=backend, workspace_bytes=40 << 30)
     last = [x[-50:] for x in index[:2]]
-    want = linear_logp_kl(hidden.double(), weight.double(), *last, torch.arange(50, device="cuda"), 50, ref.double(), backend="dense")
-    each = linear_logp_kl(hidden, weight, *index[:2], torch.arange(17000, device="cuda"), 17000, ref, backend=backend, workspace_bytes=40 << 30)
-    assert torch.allclose(each.kl_S[-50:].double(), want.kl_S, rtol=1e-4, atol=1e-6) and out.kl_S.isfinite().all()
+    want = linear_logp_kl(
+        hidden.double(),
+        weight.double(),
+        *last,
+        torch.arange(50, device="cuda"),
+        50,
+        ref.double(),
+        backend="dense",
+    )
+    each = linear_logp_kl(
+        hidden,
+        weight,
+        *index[:2],
+        torch.arange(17000, device="cuda"),
+        17000,
+        ref,
+        backend=backend,
+        workspace_bytes=40 << 30,
+    )
+    assert (
+        torch.allclose(each.kl_S[-50:].double(), want.kl_S, rtol=1e-4, atol=1e-6)
+        and out.kl_S.isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])

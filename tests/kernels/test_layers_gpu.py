@@ -8,14 +8,26 @@ from model import llama
 from model.attention import packed_attention
 from model.config import LlamaConfig
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-DTYPES = [(torch.float32, 3e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)]  # a rounded gradient: half a unit in the last place, twice
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+DTYPES = [
+    (torch.float32, 3e-6),
+    (torch.bfloat16, 8e-3),
+    (torch.float16, 1e-3),
+]  # a rounded gradient: half a unit in the last place, twice
 
 
 def run(function, arguments):
     wanted = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
     y = function(*arguments)
-    return [y, *torch.autograd.grad(y, wanted, torch.linspace(-1, 1, y.numel(), device="cuda").view(y.shape).to(y.dtype))]
+    return [
+        y,
+        *torch.autograd.grad(
+            y, wanted, torch.linspace(-1, 1, y.numel(), device="cuda").view(y.shape).to(y.dtype)
+        ),
+    ]
 
 
 def arguments(module, dtype, N=3000, width=4096):
@@ -27,7 +39,10 @@ def arguments(module, dtype, N=3000, width=4096):
 @pytest.mark.parametrize("dtype, limit", DTYPES, ids=str)
 def test_value_and_gradients(module, dtype, limit):
     case = arguments(module, dtype)
-    wide = [x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in case]
+    wide = [
+        x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
+        for x in case
+    ]
     got, torchs = run(module.fused, case), run(module.reference, case)
     for mine, other, want in zip(got, torchs, run(module.reference, wide), strict=True):
         assert mine.dtype == dtype and (mine.double() - want).norm() <= limit * want.norm()
@@ -49,15 +64,33 @@ def test_offsets_beyond_32_bits(module):
     assert case[0].numel() > 2**31
     y = module.fused(*case)
     (grad,) = torch.autograd.grad(y, case[0], torch.ones_like(y))
-    last = [x.detach()[-9:].requires_grad_() if isinstance(x, torch.Tensor) and x.dim() == 2 else x for x in case]
+    last = [
+        x.detach()[-9:].requires_grad_() if isinstance(x, torch.Tensor) and x.dim() == 2 else x
+        for x in case
+    ]
     want = module.reference(*last)
     assert torch.allclose(y[-9:].float(), want.float(), rtol=1e-2, atol=1e-3)
-    assert torch.allclose(grad[-9:].float(), torch.autograd.grad(want.sum(), last[0])[0].float(), rtol=2e-2, atol=1e-2)
+    assert torch.allclose(
+        grad[-9:].float(), torch.autograd.grad(want.sum(), last[0])[0].float(), rtol=2e-2, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("recompute", llama.RECOMPUTE)
 def test_an_eager_model_takes_the_kernels_and_stays_itself(recompute, monkeypatch):
-    config = LlamaConfig(576, 1536, 2, 9, 3, 64, 1000, 2048, rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, tie_word_embeddings=True)
+    config = LlamaConfig(
+        576,
+        1536,
+        2,
+        9,
+        3,
+        64,
+        1000,
+        2048,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        rope_scaling=None,
+        tie_word_embeddings=True,
+    )
     with torch.device("cuda"):
         model = llama.Llama(config)
     torch.manual_seed(0)
@@ -70,7 +103,9 @@ def test_an_eager_model_takes_the_kernels_and_stays_itself(recompute, monkeypatc
 
     def gradients():
         model.zero_grad()
-        hidden = model.forward_hidden(tokens, tokens, packed_attention(torch.zeros_like(tokens), torch.zeros_like(tokens)))
+        hidden = model.forward_hidden(
+            tokens, tokens, packed_attention(torch.zeros_like(tokens), torch.zeros_like(tokens))
+        )
         hidden.square().mean().backward()
         return [hidden.detach(), *(p.grad for p in model.parameters())]
 

@@ -9,7 +9,11 @@ from kernels.rms_norm import reference, rms_norm
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WIDTHS, ROWS = (1, 576, 577, 1536, 4096, 4097), (0, 1, 7)
 SIZES = [(N, D) for D in WIDTHS for N in ROWS] + [(130, 1), (130, 577), (130, 4097), (3, 16384)]
-LIMITS = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest value; the interpreter cuts bfloat16 instead of rounding it
+LIMITS = {
+    torch.float32: 3e-6,
+    torch.float16: 2e-3,
+    torch.bfloat16: 2e-2,
+}  # of the largest value; the interpreter cuts bfloat16 instead of rounding it
 
 
 def inputs(N, D, dtype=torch.float32, seed=0):
@@ -33,7 +37,9 @@ def close(got, want, limit):
     for name in want:
         scale = want[name].abs().max().clamp(min=1e-12) if want[name].numel() else 1
         error = ((got[name].double() - want[name]).abs() / scale).flatten()
-        assert got[name].shape == want[name].shape and (not error.numel() or error.max() <= limit), name
+        assert got[name].shape == want[name].shape and (
+            not error.numel() or error.max() <= limit
+        ), name
 
 
 def oracle(x, weight, dy, **options):
@@ -84,27 +90,55 @@ def test_strides_and_leading_axes():
     x, weight, dy = inputs(12, 70)
     want = oracle(x, weight, dy)
     wide = torch.stack([x, 9 * x], 1)  # rows twice as far apart
-    for strided in (wide[:, 0], torch.cat([x, x], 1)[:, :70], x.T.contiguous().T, torch.stack([x, x], -1)[..., 0]):
+    for strided in (
+        wide[:, 0],
+        torch.cat([x, x], 1)[:, :70],
+        x.T.contiguous().T,
+        torch.stack([x, x], -1)[..., 0],
+    ):
         assert not strided.is_contiguous()
-        close(run(rms_norm, strided, torch.stack([weight, weight], 1)[:, 0], torch.cat([dy, dy], 1)[:, 70:]), want, LIMITS[torch.float32])
+        close(
+            run(
+                rms_norm,
+                strided,
+                torch.stack([weight, weight], 1)[:, 0],
+                torch.cat([dy, dy], 1)[:, 70:],
+            ),
+            want,
+            LIMITS[torch.float32],
+        )
     got = run(rms_norm, x.view(3, 4, 70), weight, dy.view(3, 4, 70))
-    close({name: tensor.reshape(want[name].shape) for name, tensor in got.items()}, want, LIMITS[torch.float32])
+    close(
+        {name: tensor.reshape(want[name].shape) for name, tensor in got.items()},
+        want,
+        LIMITS[torch.float32],
+    )
     assert torch.equal(rms_norm(x[0], weight, 1e-5), got["y"].detach()[0, 0])
     x.requires_grad_()
     rms_norm(x, weight, 1e-5).sum().backward()  # dy is one number, expanded
-    close({"x.grad": x.grad}, {"x.grad": oracle(x.detach(), weight, torch.ones_like(x))["x.grad"]}, LIMITS[torch.float32])
+    close(
+        {"x.grad": x.grad},
+        {"x.grad": oracle(x.detach(), weight, torch.ones_like(x))["x.grad"]},
+        LIMITS[torch.float32],
+    )
 
 
 def test_a_frozen_weight_has_no_gradient_and_costs_no_partial_sums(monkeypatch):
     x, weight, dy = inputs(7, 64)
     asked = []
     backward = module._backward
-    monkeypatch.setattr(module, "_backward", lambda *arguments: asked.append(backward(*arguments)) or asked[-1])
+    monkeypatch.setattr(
+        module, "_backward", lambda *arguments: asked.append(backward(*arguments)) or asked[-1]
+    )
     run(rms_norm, x, weight, dy, train=False)
     assert asked[0][1].numel() == 0
     weight.requires_grad_()  # and the other way round: a frozen x
     rms_norm(x, weight, 1e-5).backward(dy)
-    close({"weight.grad": weight.grad}, {"weight.grad": oracle(x, weight, dy)["weight.grad"]}, LIMITS[torch.float32])
+    close(
+        {"weight.grad": weight.grad},
+        {"weight.grad": oracle(x, weight, dy)["weight.grad"]},
+        LIMITS[torch.float32],
+    )
     assert not rms_norm(x, weight.detach(), 1e-5).requires_grad
 
 
@@ -114,27 +148,42 @@ def test_repeats_are_bitwise_equal():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"x": [1.0]}, "x: expected a tensor, got list"),
-    ({"x": torch.zeros(3, 4, dtype=torch.float64)}, "x: expected float32, bfloat16 or float16, got torch.float64"),
-    ({"x": torch.zeros(())}, r"x: expected rows of 1 to 16384 elements, got shape \[\]"),
-    ({"x": torch.zeros(3, 0)}, r"x: expected rows of 1 to 16384 elements, got shape \[3, 0\]"),
-    ({"x": torch.zeros(3, 16385)}, r"x: expected rows of 1 to 16384 elements"),
-    ({"weight_D": torch.zeros(5)}, r"weight_D: expected shape \[4\], got shape \[5\]"),
-    ({"weight_D": torch.zeros(4, dtype=torch.float16)}, "weight_D: expected torch.float32, as x, got torch.float16"),
-    ({"weight_D": torch.zeros(4, device="meta")}, "weight_D: expected device"),
-    ({"eps": -1.0}, "eps: expected a float >= 0, got -1.0"),
-    ({"eps": None}, "eps: expected a float >= 0, got None"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": [1.0]}, "x: expected a tensor, got list"),
+        (
+            {"x": torch.zeros(3, 4, dtype=torch.float64)},
+            "x: expected float32, bfloat16 or float16, got torch.float64",
+        ),
+        ({"x": torch.zeros(())}, r"x: expected rows of 1 to 16384 elements, got shape \[\]"),
+        ({"x": torch.zeros(3, 0)}, r"x: expected rows of 1 to 16384 elements, got shape \[3, 0\]"),
+        ({"x": torch.zeros(3, 16385)}, r"x: expected rows of 1 to 16384 elements"),
+        ({"weight_D": torch.zeros(5)}, r"weight_D: expected shape \[4\], got shape \[5\]"),
+        (
+            {"weight_D": torch.zeros(4, dtype=torch.float16)},
+            "weight_D: expected torch.float32, as x, got torch.float16",
+        ),
+        ({"weight_D": torch.zeros(4, device="meta")}, "weight_D: expected device"),
+        ({"eps": -1.0}, "eps: expected a float >= 0, got -1.0"),
+        ({"eps": None}, "eps: expected a float >= 0, got None"),
+    ],
+)
 def test_errors_name_the_argument(change, message):
-    arguments = {"x": torch.zeros(3, 4, device=DEVICE), "weight_D": torch.zeros(4, device=DEVICE), "eps": 1e-5}
+    arguments = {
+        "x": torch.zeros(3, 4, device=DEVICE),
+        "weight_D": torch.zeros(4, device=DEVICE),
+        "eps": 1e-5,
+    }
     with pytest.raises(ValueError, match=f"rms_norm: {message}"):
         rms_norm(**(arguments | change))
 
 
 def test_a_cpu_without_the_interpreter_is_refused(monkeypatch):
     monkeypatch.setattr(module, "INTERPRET", False)
-    with pytest.raises(ValueError, match=r"rms_norm: x: expected a CUDA tensor \(or TRITON_INTERPRET=1\), got cpu"):
+    with pytest.raises(
+        ValueError, match=r"rms_norm: x: expected a CUDA tensor \(or TRITON_INTERPRET=1\), got cpu"
+    ):
         rms_norm(torch.zeros(3, 4), torch.zeros(4), 1e-5)
 
 
@@ -146,9 +195,18 @@ def test_compile_takes_it_whole():
         return (rms_norm(x * 2, weight, 1e-5) * dy).sum()
 
     eager = torch.autograd.grad(loss(x, weight), (x, weight))
-    compiled = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(x, weight), (x, weight))
+    compiled = torch.autograd.grad(
+        torch.compile(loss, fullgraph=True, backend="aot_eager")(x, weight), (x, weight)
+    )
     assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
-    torch.library.opcheck(torch.ops.ecliptica.rms_norm.default, (x[:, :33].detach().requires_grad_(), weight[:33].detach().requires_grad_(), 1e-5))
+    torch.library.opcheck(
+        torch.ops.ecliptica.rms_norm.default,
+        (x[:, :33].detach().requires_grad_(), weight[:33].detach().requires_grad_(), 1e-5),
+    )
     for train in (False, True):
         arguments = (dy, x.detach(), weight.detach(), dy[:, 0].contiguous(), train)
-        torch.library.opcheck(torch.ops.ecliptica.rms_norm_backward.default, arguments, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            torch.ops.ecliptica.rms_norm_backward.default,
+            arguments,
+            test_utils=("test_schema", "test_faketensor"),
+        )

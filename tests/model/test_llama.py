@@ -19,22 +19,34 @@ def logits(model, ids):
     tokens = torch.tensor(ids)
     nothing = torch.zeros_like(tokens)
     with torch.no_grad():
-        return model.forward_logits(tokens, torch.arange(len(ids)), packed_attention(nothing, nothing))
+        return model.forward_logits(
+            tokens, torch.arange(len(ids)), packed_attention(nothing, nothing)
+        )
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("kind", ["smollm2", "untied, llama3 RoPE", "tied", "plain RoPE", "sharded"])
+@pytest.mark.parametrize(
+    "kind", ["smollm2", "untied, llama3 RoPE", "tied", "plain RoPE", "sharded"]
+)
 def test_logits_equal_transformers(kind, smollm2, tmp_path):
     from transformers import LlamaForCausalLM
 
     path = smollm2
     if kind != "smollm2":
-        changes = {"tied": {"tie_word_embeddings": True}, "plain RoPE": {"rope_scaling": None}}.get(kind, {})
+        changes = {"tied": {"tie_word_embeddings": True}, "plain RoPE": {"rope_scaling": None}}.get(
+            kind, {}
+        )
         path = write_tiny(tmp_path / "tiny", smollm2, **changes)
     if kind == "sharded":
         path = tmp_path / "sharded"
         path.mkdir()
-        save_model(load_model(tmp_path / "tiny"), path, tmp_path / "tiny", torch.float32, shard_bytes=1 << 20)
+        save_model(
+            load_model(tmp_path / "tiny"),
+            path,
+            tmp_path / "tiny",
+            torch.float32,
+            shard_bytes=1 << 20,
+        )
         assert len(json.loads((path / INDEX).read_text())["weight_map"]) == 21
     ids = torch.randint(0, 49152, (150,), generator=torch.Generator().manual_seed(0)).tolist()
     peer = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
@@ -66,7 +78,9 @@ def test_llama3_frequencies_by_the_definition(tiny):
         elif wavelength > original / s["low_freq_factor"]:
             want = freq / s["factor"]
         else:
-            smooth = (original / wavelength - s["low_freq_factor"]) / (s["high_freq_factor"] - s["low_freq_factor"])
+            smooth = (original / wavelength - s["low_freq_factor"]) / (
+                s["high_freq_factor"] - s["low_freq_factor"]
+            )
             want = (1 - smooth) * freq / s["factor"] + smooth * freq
         assert abs(got - want) < 1e-6 * want
 
@@ -96,7 +110,9 @@ def test_activation_recomputation_changes_nothing(tiny):
             block.recompute = recompute
         tokens = torch.arange(5, 25)
         nothing = torch.zeros_like(tokens)
-        model.forward_hidden(tokens, torch.arange(20), packed_attention(nothing, nothing)).square().sum().backward()
+        model.forward_hidden(
+            tokens, torch.arange(20), packed_attention(nothing, nothing)
+        ).square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     off, *others = gradients
     assert len(off) == 20 and all(torch.equal(a, b) for other in others for a, b in zip(off, other))
@@ -109,17 +125,28 @@ class OnCuda:
 def test_who_does_rms_norm_and_swiglu():
     """An eager block on CUDA: our kernels. A compiled one: the compiler. A CPU: torch."""
     assert llama.fused(OnCuda()) and not llama.fused(torch.zeros(1))
-    compiled = torch.compile(lambda x, zero: zero + (1 if llama.fused(x) else 2), fullgraph=True, backend="eager")
+    compiled = torch.compile(
+        lambda x, zero: zero + (1 if llama.fused(x) else 2), fullgraph=True, backend="eager"
+    )
     assert compiled(OnCuda(), torch.zeros(())) == 2
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without CUDA; tests/kernels/test_layers_gpu.py has the same there")
-@pytest.mark.parametrize("recompute, dtype, limit", [*((name, torch.float32, 1e-5) for name in RECOMPUTE), ("off", torch.float16, 2e-2)], ids=str)
+@pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="the interpreter is for machines without CUDA; tests/kernels/test_layers_gpu.py has the same there",
+)
+@pytest.mark.parametrize(
+    "recompute, dtype, limit",
+    [*((name, torch.float32, 1e-5) for name in RECOMPUTE), ("off", torch.float16, 2e-2)],
+    ids=str,
+)
 def test_the_kernels_and_torch_give_one_model(recompute, dtype, limit, tiny, monkeypatch):
     """What an eager model does on CUDA, here in Triton's interpreter."""
     hidden, gradients, calls = [], [], []
     rms_norm = llama.rms_norm
-    monkeypatch.setattr(llama, "rms_norm", lambda *arguments: calls.append(1) or rms_norm(*arguments))
+    monkeypatch.setattr(
+        llama, "rms_norm", lambda *arguments: calls.append(1) or rms_norm(*arguments)
+    )
     for ours in (False, True):
         monkeypatch.setattr(llama, "fused", lambda x, ours=ours: ours)
         model = load_model(tiny, dtype, param_dtype=torch.float32).requires_grad_(True)
@@ -127,11 +154,20 @@ def test_the_kernels_and_torch_give_one_model(recompute, dtype, limit, tiny, mon
             block.recompute = recompute
         tokens = torch.arange(5, 9)
         nothing = torch.zeros_like(tokens)
-        hidden.append(model.forward_hidden(tokens, torch.arange(4), packed_attention(nothing, nothing)))
+        hidden.append(
+            model.forward_hidden(tokens, torch.arange(4), packed_attention(nothing, nothing))
+        )
         hidden[-1].float().square().mean().backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert len(calls) == (5 if recompute == "off" else 9)  # two blocks of two, and the last norm; again in the backward
-    assert hidden[1].dtype == dtype and (hidden[1] - hidden[0]).abs().max() <= limit * hidden[0].abs().max()
+        gradients.append(
+            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        )
+    assert len(calls) == (
+        5 if recompute == "off" else 9
+    )  # two blocks of two, and the last norm; again in the backward
+    assert (
+        hidden[1].dtype == dtype
+        and (hidden[1] - hidden[0]).abs().max() <= limit * hidden[0].abs().max()
+    )
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 20
     for name, want in gradients[0].items():
         assert (gradients[1][name] - want).abs().max() <= 10 * limit * want.abs().max(), name
@@ -140,16 +176,25 @@ def test_the_kernels_and_torch_give_one_model(recompute, dtype, limit, tiny, mon
 def test_loading_keeps_one_copy_and_the_stored_values(tiny):
     model = load_model(tiny, torch.bfloat16, param_dtype=torch.float32)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert all(torch.equal(p, load_file(tiny / "model.safetensors")[n]) for n, p in model.named_parameters())
+    assert all(
+        torch.equal(p, load_file(tiny / "model.safetensors")[n])
+        for n, p in model.named_parameters()
+    )
     hidden = logits(model, [5, 6, 7])
     assert hidden.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("breakage, message", [
-    (lambda t: t.pop("model.norm.weight"), "1 missing .first: model.norm.weight"),
-    (lambda t: t.update(extra=torch.zeros(1)), "not of this model .first: extra"),
-    (lambda t: t.update({"model.norm.weight": torch.zeros(47)}), r"model.norm.weight has shape \[47\]; config.json makes it \[48\]"),
-])
+@pytest.mark.parametrize(
+    "breakage, message",
+    [
+        (lambda t: t.pop("model.norm.weight"), "1 missing .first: model.norm.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), "not of this model .first: extra"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(47)}),
+            r"model.norm.weight has shape \[47\]; config.json makes it \[48\]",
+        ),
+    ],
+)
 def test_tensors_that_do_not_fit_are_named(breakage, message, tiny, tmp_path):
     shutil.copytree(tiny, tmp_path / "m")
     tensors = load_file(tmp_path / "m" / "model.safetensors")

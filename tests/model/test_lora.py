@@ -30,7 +30,9 @@ def test_peft_loads_our_adapter_and_agrees(tiny, tmp_path):
 
     model = adapted(tiny)
     save_adapter(model, tmp_path, tiny)
-    peer = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32), tmp_path).eval()
+    peer = PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32), tmp_path
+    ).eval()
     with torch.no_grad():
         want = peer(torch.tensor([IDS])).logits[0]
     base = logits(load_model(tiny), IDS)
@@ -43,8 +45,16 @@ def test_we_load_peft_s_adapter_and_agree(tiny, tmp_path):
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LoraConfig(r=3, lora_alpha=6, target_modules=["k_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    peer = get_peft_model(LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32), config).eval()
+    config = LoraConfig(
+        r=3,
+        lora_alpha=6,
+        target_modules=["k_proj", "up_proj"],
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )
+    peer = get_peft_model(
+        LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32), config
+    ).eval()
     peer.save_pretrained(tmp_path)
     with torch.no_grad():
         want = peer(torch.tensor([IDS])).logits[0]
@@ -68,9 +78,15 @@ def test_merging_keeps_the_function(tiny):
 
 def test_only_adapters_are_trained_and_the_seed_draws_them(tiny):
     model = add_lora(load_model(tiny), 4, 8, TARGETS, seed=1)
-    assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {
+        "lora_A",
+        "lora_B",
+    }
     a = [layer.lora_A for layer in lora_layers(model).values()]
-    assert all(torch.equal(x, y.lora_A) for x, y in zip(a, lora_layers(add_lora(load_model(tiny), 4, 8, TARGETS, seed=1)).values()))
+    assert all(
+        torch.equal(x, y.lora_A)
+        for x, y in zip(a, lora_layers(add_lora(load_model(tiny), 4, 8, TARGETS, seed=1)).values())
+    )
     assert abs(a[0].std() * 48**0.5 - 3**-0.5) < 0.05  # uniform in +-1/sqrt(inputs)
 
 
@@ -83,7 +99,9 @@ def test_what_does_not_fit_is_named(tiny, tmp_path):
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(InputError, match="layers.1.mlp.down_proj.lora_A.weight is missing"):
         load_adapter(load_model(tiny), tmp_path)
-    tensors["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"] = removed[:, :-1].contiguous()
+    tensors["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"] = removed[
+        :, :-1
+    ].contiguous()
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(InputError, match=r"has shape \[4, 95\]; this model needs \[4, 96\]"):
         load_adapter(load_model(tiny), tmp_path)

@@ -39,27 +39,59 @@ def written_out(name, s, config):
             continue
         if name == "rrhf":
             mean = [s.logp_S[i] / s.tokens_S[i] for i in where]
-            total = total + nll + sum(torch.relu(mean[i] - mean[j]) for i in range(len(where)) for j in range(len(where))
-                                      if s.scores_S[where[i]] < s.scores_S[where[j]])
+            total = (
+                total
+                + nll
+                + sum(
+                    torch.relu(mean[i] - mean[j])
+                    for i in range(len(where))
+                    for j in range(len(where))
+                    if s.scores_S[where[i]] < s.scores_S[where[j]]
+                )
+            )
             continue
         worse = where[1]
-        reference_free = config.reference_free if config.reference_free is not None else name != "dpo"
-        good, bad = ((s.logp_S[i] - (0 if reference_free else s.ref_logp_S[i])) / length(i) for i in (best, worse))
+        reference_free = (
+            config.reference_free if config.reference_free is not None else name != "dpo"
+        )
+        good, bad = (
+            (s.logp_S[i] - (0 if reference_free else s.ref_logp_S[i])) / length(i)
+            for i in (best, worse)
+        )
         softmax = (beta * good).exp() / ((beta * good).exp() + (beta * bad).exp())
         kl = s.kl_S[best] + s.kl_S[worse] if config.kl != "none" else 0.0
         if config.kl == "logratio":
             kl = kl / 2
-        total = total + {"dpo": -softmax.log(), "cita": -softmax.log() + LAMBDA * kl,
-                         "unified": nll + config.preference_weight * -softmax.log() + LAMBDA * kl}[name]
+        total = (
+            total
+            + {
+                "dpo": -softmax.log(),
+                "cita": -softmax.log() + LAMBDA * kl,
+                "unified": nll + config.preference_weight * -softmax.log() + LAMBDA * kl,
+            }[name]
+        )
     return total
 
 
-@pytest.mark.parametrize("options", [
-    {"name": "sft"}, {"name": "sft", "logp": "mean"}, {"name": "dpo"}, {"name": "dpo", "reference_free": True}, {"name": "dpo", "logp": "mean"},
-    {"name": "cita"}, {"name": "cita", "logp": "mean"}, {"name": "cita", "reference_free": False}, {"name": "cita", "kl": "logratio"},
-    {"name": "cita", "kl": "none", "ablation": True}, {"name": "unified", "preference_weight": 0.7}, {"name": "unified", "kl": "none"},
-    {"name": "rrhf"},
-], ids=lambda o: " ".join(map(str, o.values())))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "sft"},
+        {"name": "sft", "logp": "mean"},
+        {"name": "dpo"},
+        {"name": "dpo", "reference_free": True},
+        {"name": "dpo", "logp": "mean"},
+        {"name": "cita"},
+        {"name": "cita", "logp": "mean"},
+        {"name": "cita", "reference_free": False},
+        {"name": "cita", "kl": "logratio"},
+        {"name": "cita", "kl": "none", "ablation": True},
+        {"name": "unified", "preference_weight": 0.7},
+        {"name": "unified", "kl": "none"},
+        {"name": "rrhf"},
+    ],
+    ids=lambda o: " ".join(map(str, o.values())),
+)
 def test_loss_and_gradient_equal_the_formula(options):
     config = ObjectiveConfig(**options)
     shape = [2, 3, 4, 2] if config.name == "rrhf" else [1] * 4 if config.name == "sft" else [2] * 5
@@ -68,8 +100,14 @@ def test_loss_and_gradient_equal_the_formula(options):
     want = written_out(config.name, wide, config)
     terms.loss.backward()
     want.backward()
-    assert abs(terms.loss.item() / want.item() - 1) < 1e-5 and terms.metrics["loss"].item() == terms.loss.item()
-    for got, reference in ((stats.logp_S.grad, wide.logp_S.grad), (stats.kl_S.grad, wide.kl_S.grad)):
+    assert (
+        abs(terms.loss.item() / want.item() - 1) < 1e-5
+        and terms.metrics["loss"].item() == terms.loss.item()
+    )
+    for got, reference in (
+        (stats.logp_S.grad, wide.logp_S.grad),
+        (stats.kl_S.grad, wide.kl_S.grad),
+    ):
         if reference is None or not reference.any():
             assert got is None or not got.any()
         else:
@@ -81,14 +119,23 @@ def test_gradient_of_cita_is_the_corrected_one():
     stats, config = numbers([2]), ObjectiveConfig(ablation=True, kl="none")
     objectives.get(config).loss(stats, config, 0.0).loss.backward()
     p = torch.sigmoid(config.beta * (stats.logp_S[0] - stats.logp_S[1])).item()
-    assert torch.allclose(stats.logp_S.grad, torch.tensor([-0.1 * (1 - p), 0.1 * (1 - p)], dtype=torch.float64))
+    assert torch.allclose(
+        stats.logp_S.grad, torch.tensor([-0.1 * (1 - p), 0.1 * (1 - p)], dtype=torch.float64)
+    )
     assert abs(stats.logp_S.grad[1].item() - 0.1 * p) > 1e-3
 
 
 def test_saturation_is_the_share_of_preferences_with_p_above_99_percent():
     """Errata 5: a short chosen against a long rejected response starts with P+ near 1 and hardly any gradient."""
     logp = torch.tensor([-10.0, -100.0, -50.0, -52.0], requires_grad=True)
-    stats = SequenceStats(logp, torch.tensor([5, 50, 20, 20]), torch.tensor([0, 0, 1, 1]), torch.tensor([1.0, 0, 1, 0]), torch.zeros(4), None)
+    stats = SequenceStats(
+        logp,
+        torch.tensor([5, 50, 20, 20]),
+        torch.tensor([0, 0, 1, 1]),
+        torch.tensor([1.0, 0, 1, 0]),
+        torch.zeros(4),
+        None,
+    )
     config = ObjectiveConfig()
     terms = objectives.get(config).loss(stats, config, LAMBDA)
     terms.loss.backward()
@@ -98,11 +145,21 @@ def test_saturation_is_the_share_of_preferences_with_p_above_99_percent():
     assert objectives.get(mean).loss(stats, mean, LAMBDA).metrics["saturated"] == 0
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"kl_weight_start": 0.0}, "objective.kl_weight_start: expected > 0, got 0.0; cita's KL is mandatory"),
-    ({"kl_weight_end": 0.0}, "objective.kl_weight_end"), ({"kl": "none"}, "objective.kl: cita's KL is mandatory"),
-    ({"name": "simpo"}, "objective.name: expected one of cita, dpo, rrhf, sft, unified, got 'simpo'"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"kl_weight_start": 0.0},
+            "objective.kl_weight_start: expected > 0, got 0.0; cita's KL is mandatory",
+        ),
+        ({"kl_weight_end": 0.0}, "objective.kl_weight_end"),
+        ({"kl": "none"}, "objective.kl: cita's KL is mandatory"),
+        (
+            {"name": "simpo"},
+            "objective.name: expected one of cita, dpo, rrhf, sft, unified, got 'simpo'",
+        ),
+    ],
+)
 def test_mandatory_kl(options, message):
     with pytest.raises(InputError, match=message):
         objectives.get(ObjectiveConfig(**options))
@@ -112,5 +169,14 @@ def test_mandatory_kl(options, message):
 
 def test_dpo_without_a_move_is_ln_2():
     stats, config = numbers([2] * 3), ObjectiveConfig(name="dpo")
-    still = SequenceStats(stats.ref_logp_S, stats.tokens_S, stats.owner_S, stats.scores_S, stats.kl_S, stats.ref_logp_S)
-    assert abs(objectives.get(config).loss(still, config, 0.0).loss.item() / 3 - math.log(2)) < 1e-12
+    still = SequenceStats(
+        stats.ref_logp_S,
+        stats.tokens_S,
+        stats.owner_S,
+        stats.scores_S,
+        stats.kl_S,
+        stats.ref_logp_S,
+    )
+    assert (
+        abs(objectives.get(config).loss(still, config, 0.0).loss.item() / 3 - math.log(2)) < 1e-12
+    )

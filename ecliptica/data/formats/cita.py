@@ -9,7 +9,10 @@ def read(record, where):
     if "responses" in record:
         responses, scores = _ranked(record, where)
     else:
-        responses, scores = distinct(text(record, "chosen", where), text(record, "rejected", where), where), (1.0, 0.0)
+        responses, scores = (
+            distinct(text(record, "chosen", where), text(record, "rejected", where), where),
+            (1.0, 0.0),
+        )
     return Preference(
         id=text(record, "id", where, required=False) or where,
         prompt=text(record, "prompt", where),
@@ -23,9 +26,17 @@ def read(record, where):
 def _ranked(record, where):
     """Responses by score, best first; ties keep their order."""
     responses, scores = texts(record, "responses", where, least=2), record.get("scores")
-    if not isinstance(scores, list) or len(scores) != len(responses) or not all(type(s) in (int, float) for s in scores):
-        raise InputError(f"{where}: 'scores' must be a list of {len(responses)} numbers, one for each of 'responses'")
+    if (
+        not isinstance(scores, list)
+        or len(scores) != len(responses)
+        or not all(type(s) in (int, float) for s in scores)
+    ):
+        raise InputError(
+            f"{where}: 'scores' must be a list of {len(responses)} numbers, one for each of 'responses'"
+        )
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     if scores[order[0]] == scores[order[-1]] or len(set(responses)) < len(responses):
-        raise InputError(f"{where}: 'responses' must differ and 'scores' must not all be equal: there is no preference in them")
+        raise InputError(
+            f"{where}: 'responses' must differ and 'scores' must not all be equal: there is no preference in them"
+        )
     return tuple(responses[i] for i in order), tuple(float(scores[i]) for i in order)

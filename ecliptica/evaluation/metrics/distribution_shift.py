@@ -12,8 +12,12 @@ from torch.nn.functional import softplus
 def token_jsd(first_RV, second_RV):
     """Jensen-Shannon divergence of two rows of logits each, [R] float32 nats."""
     p, q = first_RV.float().log_softmax(-1), second_RV.float().log_softmax(-1)
-    d = q - p  # log((p + q) / 2 / p) = softplus(d) - ln 2: the rounding of large logits cancels where the two agree
-    return 0.5 * (p.exp() * (math.log(2) - softplus(d)) + q.exp() * (math.log(2) - softplus(-d))).sum(-1).clamp_min(0)
+    d = (
+        q - p
+    )  # log((p + q) / 2 / p) = softplus(d) - ln 2: the rounding of large logits cancels where the two agree
+    return 0.5 * (
+        p.exp() * (math.log(2) - softplus(d)) + q.exp() * (math.log(2) - softplus(-d))
+    ).sum(-1).clamp_min(0)
 
 
 def share(nats):

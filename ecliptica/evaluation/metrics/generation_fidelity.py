@@ -16,7 +16,11 @@ import numpy as np
 
 from ecliptica.evaluation.metrics import top_share
 
-TITLES = {"both": "generation fidelity (instruction and prompt)", "instruction": "instruction recognised", "prompt": "prompt retrieved"}
+TITLES = {
+    "both": "generation fidelity (instruction and prompt)",
+    "instruction": "instruction recognised",
+    "prompt": "prompt retrieved",
+}
 
 
 def words(text):
@@ -29,8 +33,15 @@ def features(text):
     found = Counter(said)
     found.update(" ".join(pair) for pair in zip(said, said[1:]))
     found[f"<length {int(math.log2(len(said) + 1) * 2)}>"] += 3
-    found.update({"<question>": 2 * text.count("?"), "<exclaims>": text.count("!"), "<list>": len(re.findall(r"^\s*(?:[-*]|\d+\.)\s", text, re.M)),
-                  "<paragraphs>": text.count("\n\n"), "<ends in a question>": 3 * text.rstrip().endswith("?")})
+    found.update(
+        {
+            "<question>": 2 * text.count("?"),
+            "<exclaims>": text.count("!"),
+            "<list>": len(re.findall(r"^\s*(?:[-*]|\d+\.)\s", text, re.M)),
+            "<paragraphs>": text.count("\n\n"),
+            "<ends in a question>": 3 * text.rstrip().endswith("?"),
+        }
+    )
     return +found
 
 
@@ -42,15 +53,29 @@ class Classifier:
         counts = {label: Counter() for label in self.labels}
         for text, label in zip(texts, labels):
             counts[label].update(features(text))
-        self.column = {feature: n for n, feature in enumerate(sorted(set().union(*counts.values())))}
-        count_KF = np.array([[c[feature] for feature in self.column] for c in counts.values()], dtype=np.float64)
-        self.logp_FK = np.log((count_KF + 1) / (count_KF.sum(1, keepdims=True) + len(self.column))).T
+        self.column = {
+            feature: n for n, feature in enumerate(sorted(set().union(*counts.values())))
+        }
+        count_KF = np.array(
+            [[c[feature] for feature in self.column] for c in counts.values()], dtype=np.float64
+        )
+        self.logp_FK = np.log(
+            (count_KF + 1) / (count_KF.sum(1, keepdims=True) + len(self.column))
+        ).T
 
     def shares(self, text):
         """{label: 1 if the text is taken for its, a share of a tie, else 0}; all 0 for an empty text."""
         found = {feature: n for feature, n in features(text).items() if feature in self.column}
-        scores_K = np.array(list(found.values()), dtype=np.float64) @ self.logp_FK[[self.column[f] for f in found]] if found else np.zeros(len(self.labels))
-        return {label: top_share(scores_K, n) if text.strip() else 0.0 for n, label in enumerate(self.labels)}
+        scores_K = (
+            np.array(list(found.values()), dtype=np.float64)
+            @ self.logp_FK[[self.column[f] for f in found]]
+            if found
+            else np.zeros(len(self.labels))
+        )
+        return {
+            label: top_share(scores_K, n) if text.strip() else 0.0
+            for n, label in enumerate(self.labels)
+        }
 
 
 class Retrieval:
@@ -59,10 +84,18 @@ class Retrieval:
     def __init__(self, documents):
         """documents: {id: (prompt, [references], none if there are none)}."""
         self.documents, self.kept = documents, {}
-        self.count = Counter(word for prompt, references in documents.values() for word in set(words(" ".join([prompt, *references]))))
+        self.count = Counter(
+            word
+            for prompt, references in documents.values()
+            for word in set(words(" ".join([prompt, *references])))
+        )
 
     def vector(self, text):
-        found = {word: n * math.log((1 + len(self.documents)) / (1 + self.count[word])) for word, n in Counter(words(text)).items() if word in self.count}
+        found = {
+            word: n * math.log((1 + len(self.documents)) / (1 + self.count[word]))
+            for word, n in Counter(words(text)).items()
+            if word in self.count
+        }
         length = math.sqrt(sum(v * v for v in found.values())) or 1.0
         return {word: v / length for word, v in found.items()}
 
@@ -75,13 +108,24 @@ class Retrieval:
     def share(self, text, own, others):
         """1 if `own` is the nearest prompt of [own, *others], a share of a tie, else 0."""
         ids, vector = (own, *others), self.vector(text)
-        whole = all(self.documents[id][1] for id in ids)  # all with references, or none: a longer document has more to match
-        near = [sum(v * self.document(id, whole).get(word, 0.0) for word, v in vector.items()) for id in ids]
+        whole = all(
+            self.documents[id][1] for id in ids
+        )  # all with references, or none: a longer document has more to match
+        near = [
+            sum(v * self.document(id, whole).get(word, 0.0) for word, v in vector.items())
+            for id in ids
+        ]
         return top_share(np.round(near, 12), 0) if text.strip() else 0.0
 
 
 def candidates(entry, bank, count=9):
     """Ids of the prompts that an answer to `entry` must be told from: its own domain first; with references first if it has them itself."""
     others = [other for other in bank if other.id != entry.id]
-    others.sort(key=lambda other: (other.domain != entry.domain, bool(other.responses) != bool(entry.responses), other.split != entry.split))
+    others.sort(
+        key=lambda other: (
+            other.domain != entry.domain,
+            bool(other.responses) != bool(entry.responses),
+            other.split != entry.split,
+        )
+    )
     return [other.id for other in others[:count]]

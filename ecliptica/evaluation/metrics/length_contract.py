@@ -10,8 +10,14 @@ import math
 
 SHORT, LONG = 50, 200
 ROOM = 300  # tokens that 200 words of English take, at least
-TITLES = {"both": ("both contracts", None), "short": (f"short: at most {SHORT} words", None), "long": (f"long: at least {LONG} words", None),
-          "log_ratio": ("log of long over short, words", 0.0), "cut_short": ("cut off, short", None), "cut_long": ("cut off, long", None)}
+TITLES = {
+    "both": ("both contracts", None),
+    "short": (f"short: at most {SHORT} words", None),
+    "long": (f"long: at least {LONG} words", None),
+    "log_ratio": ("log of long over short, words", 0.0),
+    "cut_short": ("cut off, short", None),
+    "cut_long": ("cut off, long", None),
+}
 
 
 def count(text):
@@ -22,5 +28,11 @@ def value(short_text, long_text, short_cut, long_cut):
     """{metric: value of one prompt}. short_cut, long_cut: whether the answer reached the token limit."""
     short, long = count(short_text), count(long_text)
     kept = 0 < short <= SHORT, long >= LONG
-    return {"both": float(all(kept)), "short": float(kept[0]), "long": float(kept[1]), "log_ratio": math.log((long + 1) / (short + 1)),
-            "cut_short": float(short_cut), "cut_long": float(long_cut)}
+    return {
+        "both": float(all(kept)),
+        "short": float(kept[0]),
+        "long": float(kept[1]),
+        "log_ratio": math.log((long + 1) / (short + 1)),
+        "cut_short": float(short_cut),
+        "cut_long": float(long_cut),
+    }

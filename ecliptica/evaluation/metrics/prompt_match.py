@@ -11,7 +11,11 @@ TITLE = "prompt match"
 
 
 def value(own_J, others_JN):
-    return float(np.mean([top_share(np.concatenate([[own], others]), 0) for own, others in zip(own_J, others_JN)]))
+    return float(
+        np.mean(
+            [top_share(np.concatenate([[own], others]), 0) for own, others in zip(own_J, others_JN)]
+        )
+    )
 
 
 def chance(distractors):

@@ -26,7 +26,10 @@ def cosine(a, b):
 
 def prototypes(references):
     """{instruction: word counts} from {instruction: [texts]}."""
-    return {name: sum((Counter(words(text)) for text in texts), Counter()) for name, texts in references.items()}
+    return {
+        name: sum((Counter(words(text)) for text in texts), Counter())
+        for name, texts in references.items()
+    }
 
 
 def fidelity(response, prototype):

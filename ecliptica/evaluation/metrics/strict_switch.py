@@ -14,4 +14,6 @@ def value(s_JK):
 
 
 def chance(s_JK, generator, permutations=100):
-    return float(np.mean([value(s_JK[:, generator.permutation(len(s_JK))]) for _ in range(permutations)]))
+    return float(
+        np.mean([value(s_JK[:, generator.permutation(len(s_JK))]) for _ in range(permutations)])
+    )

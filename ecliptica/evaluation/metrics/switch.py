@@ -10,6 +10,8 @@ TITLE, CHANCE = "switch", 0.5
 
 
 def value(s_JK):
-    own = np.diag(s_JK)[None, :] - s_JK  # [j, k]: what response k gains from its own instruction over j; exactly 0 if the instruction is ignored
+    own = (
+        np.diag(s_JK)[None, :] - s_JK
+    )  # [j, k]: what response k gains from its own instruction over j; exactly 0 if the instruction is ignored
     gain = (own + own.T)[np.triu_indices(len(s_JK), 1)]
     return float(np.mean((gain > 0) + 0.5 * (gain == 0)))

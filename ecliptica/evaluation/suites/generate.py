@@ -20,13 +20,21 @@ def add_arguments(parser):
 
 def run(args):
     check_sampling(args)
-    rows = records(args.data, lambda record, where: (record, *parse(record, where, args.template == "none", responses=False)))
+    rows = records(
+        args.data,
+        lambda record, where: (
+            record,
+            *parse(record, where, args.template == "none", responses=False),
+        ),
+    )
     check_out(args.out)
     system = systems.load(args)
     contexts = [context_of(system, row) for _, _, row in rows]
     for (_, where, _), context in zip(rows, contexts):
         if not 0 < len(context) <= system.window - args.max_new_tokens:
-            raise InputError(f"{where}: {len(context)} tokens and {args.max_new_tokens} new ones; the model's window is {system.window}")
+            raise InputError(
+                f"{where}: {len(context)} tokens and {args.max_new_tokens} new ones; the model's window is {system.window}"
+            )
     texts = respond(system, contexts, args.max_new_tokens, args.temperature, args.top_p, args.seed)
     write_lines(args.out, ({**record, "text": text} for (record, _, _), text in zip(rows, texts)))
     print(f"{args.out}: {len(rows)} responses generated")
@@ -37,13 +45,22 @@ def respond(system, contexts, max_new_tokens, temperature=0.0, top_p=1.0, seed=0
     order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
     batches, texts = [], [None] * len(contexts)
     for i in order:
-        if not batches or (len(batches[-1]) + 1) * (len(contexts[i]) + max_new_tokens) > system.batch_tokens:
+        if (
+            not batches
+            or (len(batches[-1]) + 1) * (len(contexts[i]) + max_new_tokens) > system.batch_tokens
+        ):
             batches.append([])
         batches[-1].append(i)
     for batch in tqdm(batches, unit="batch", desc="generating", leave=False, disable=None):
-        made = generate(system.model, [contexts[i] for i in batch], max_new_tokens, stop_ids(system.template, system.tokenizer),
-                        temperature, top_p, seeds=[seed + i for i in batch])
+        made = generate(
+            system.model,
+            [contexts[i] for i in batch],
+            max_new_tokens,
+            stop_ids(system.template, system.tokenizer),
+            temperature,
+            top_p,
+            seeds=[seed + i for i in batch],
+        )
         for i, ids in zip(batch, made):
             texts[i] = system.tokenizer.decode(ids)
     return texts
-

@@ -36,8 +36,12 @@ def run(args):
         suite, parser = suites.get(name), cli.Parser()
         suite.add_arguments(parser)
         suite.run(parser.parse_args(arguments(args, name)))
-        summary[name] = headline(json.loads((Path(args.out) / name / "results.json").read_text(encoding="utf-8")))
-    (Path(args.out) / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        summary[name] = headline(
+            json.loads((Path(args.out) / name / "results.json").read_text(encoding="utf-8"))
+        )
+    (Path(args.out) / "summary.json").write_text(
+        json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     (Path(args.out) / "summary.md").write_text(table(summary), encoding="utf-8")
     print(table(summary))
 
@@ -46,15 +50,34 @@ def headline(results):
     """What the summary keeps of a suite's results."""
     name = results["headline"]
     return results["metrics"][name] | {
-        "metric": name, "units": results["units"], "unit": results["unit"], "reportable": results["reportable"], "ablation": bool(results["made"].get("ablation")),
+        "metric": name,
+        "units": results["units"],
+        "unit": results["unit"],
+        "reportable": results["reportable"],
+        "ablation": bool(results["made"].get("ablation")),
         "systems": {label: values[name] for label, values in results["systems"].items()},
-        "difference": {label: values[name] for label, values in results.get("difference", {}).items()}}
+        "difference": {
+            label: values[name] for label, values in results.get("difference", {}).items()
+        },
+    }
 
 
 def arguments(args, name):
     """The command line of one suite from that of all."""
-    line = ["--model", args.model, "--template", args.template, "--dtype", args.dtype, "--batch-tokens", str(args.batch_tokens), "--device", args.device,
-            "--out", str(Path(args.out) / name)]
+    line = [
+        "--model",
+        args.model,
+        "--template",
+        args.template,
+        "--dtype",
+        args.dtype,
+        "--batch-tokens",
+        str(args.batch_tokens),
+        "--device",
+        args.device,
+        "--out",
+        str(Path(args.out) / name),
+    ]
     for option in ("adapter", "base", "limit"):
         if getattr(args, option) is not None:
             line += [f"--{option}", str(getattr(args, option))]
@@ -64,18 +87,57 @@ def arguments(args, name):
         line += ["--rescore", str(Path(args.rescore) / name / "samples.jsonl")]
     if name in OF_POLICIES:
         return [*line, "--wording", str(args.paraphrase or PARAPHRASE[args.split] + 1)]
-    line += ["--bank", str(args.bank), "--instructions", str(args.instructions), "--split", args.split]
-    return [*line, "--paraphrase", str(args.paraphrase)] if args.paraphrase is not None and name != "paraphrase" else line
+    line += [
+        "--bank",
+        str(args.bank),
+        "--instructions",
+        str(args.instructions),
+        "--split",
+        args.split,
+    ]
+    return (
+        [*line, "--paraphrase", str(args.paraphrase)]
+        if args.paraphrase is not None and name != "paraphrase"
+        else line
+    )
 
 
 def table(summary):
     labels, others = (list(next(iter(summary.values()))[of]) for of in ("systems", "difference"))
-    rows = [["suite", "headline", "chance", *labels, *(f"{label} - {labels[0]}" for label in others), "n"]]
+    rows = [
+        [
+            "suite",
+            "headline",
+            "chance",
+            *labels,
+            *(f"{label} - {labels[0]}" for label in others),
+            "n",
+        ]
+    ]
     rows.append(["---"] * len(rows[0]))
-    rows += [[name, found["title"], "-" if found["chance"] is None else f"{found['chance']:.3g}", *(compare.shown(found["systems"][label]) for label in labels),
-              *(f"{compare.shown(found['difference'][label])} p={found['difference'][label]['p_holm']:.2g}" for label in others), f"{found['units']} {found['unit']}"]
-             for name, found in summary.items()]
-    stamps = ["NOT REPORTABLE: made with --limit.\n\n"] * (not all(found["reportable"] for found in summary.values()))
-    stamps += ["ABLATION: the KL of the trained model was lifted or was no KL.\n\n"] * any(found["ablation"] for found in summary.values())
-    foot = "\n95 % intervals, units resampled" + ("; p: Holm over each suite's own table, not over this one" if others else "") + ". A table with all metrics is in each suite's directory.\n"
+    rows += [
+        [
+            name,
+            found["title"],
+            "-" if found["chance"] is None else f"{found['chance']:.3g}",
+            *(compare.shown(found["systems"][label]) for label in labels),
+            *(
+                f"{compare.shown(found['difference'][label])} p={found['difference'][label]['p_holm']:.2g}"
+                for label in others
+            ),
+            f"{found['units']} {found['unit']}",
+        ]
+        for name, found in summary.items()
+    ]
+    stamps = ["NOT REPORTABLE: made with --limit.\n\n"] * (
+        not all(found["reportable"] for found in summary.values())
+    )
+    stamps += ["ABLATION: the KL of the trained model was lifted or was no KL.\n\n"] * any(
+        found["ablation"] for found in summary.values()
+    )
+    foot = (
+        "\n95 % intervals, units resampled"
+        + ("; p: Holm over each suite's own table, not over this one" if others else "")
+        + ". A table with all metrics is in each suite's directory.\n"
+    )
     return "".join(stamps) + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n" + foot

@@ -22,17 +22,53 @@ def run(args):
     check_sampling(args)
     items = compare.limited(load_length(args.data), args, key=lambda item: None)
     texts = texts_of(args.policies, ("short", "long"), args.wording)
-    groups = [[{"condition": "instruction", "prompt": item.id, "instruction": name, "wording": args.wording, "p": item.prompt, "i": text}
-               for name, text in texts.items()] for item in items]
+    groups = [
+        [
+            {
+                "condition": "instruction",
+                "prompt": item.id,
+                "instruction": name,
+                "wording": args.wording,
+                "p": item.prompt,
+                "i": text,
+            }
+            for name, text in texts.items()
+        ]
+        for item in items
+    ]
     found, notes, m4, subjects = {}, [], {}, compare.subjects(args)
     for subject in subjects:
         lines = generated(subject, groups, args, compare.samples_path(args))
         pairs = list(zip(lines[::2], lines[1::2]))
-        rows = [length_contract.value(short["r"], long["r"], short["truncated"], long["truncated"]) for short, long in pairs]
-        found[subject.label] = {name: [row[name] for row in rows] for name in length_contract.TITLES}
-        m4[subject.label] = published.length_ratio([length_contract.count(long["r"]) for _, long in pairs], [length_contract.count(short["r"]) for short, _ in pairs])
-        notes.append(f"\nAs published (M4), {subject.label}: mean words long over short {m4[subject.label]:.2f}, target > 4.")
+        rows = [
+            length_contract.value(short["r"], long["r"], short["truncated"], long["truncated"])
+            for short, long in pairs
+        ]
+        found[subject.label] = {
+            name: [row[name] for row in rows] for name in length_contract.TITLES
+        }
+        m4[subject.label] = published.length_ratio(
+            [length_contract.count(long["r"]) for _, long in pairs],
+            [length_contract.count(short["r"]) for short, _ in pairs],
+        )
+        notes.append(
+            f"\nAs published (M4), {subject.label}: mean words long over short {m4[subject.label]:.2f}, target > 4."
+        )
     most = min(line["settings"]["max_new_tokens"] for line in lines)
     if most < length_contract.ROOM:
-        notes.append(f"\nCut at {most} tokens, an answer cannot be long: {length_contract.LONG} words need about {length_contract.ROOM}. `short` is kept by force.")
-    compare.write(args, compare.report("length", args, length_contract.TITLES, found, len(items), published={"m4": m4}, notes=notes, made=compare.made(subjects, args)))
+        notes.append(
+            f"\nCut at {most} tokens, an answer cannot be long: {length_contract.LONG} words need about {length_contract.ROOM}. `short` is kept by force."
+        )
+    compare.write(
+        args,
+        compare.report(
+            "length",
+            args,
+            length_contract.TITLES,
+            found,
+            len(items),
+            published={"m4": m4},
+            notes=notes,
+            made=compare.made(subjects, args),
+        ),
+    )

@@ -19,8 +19,14 @@ def run(args):
     rows = records(args.data, lambda record, where: parse(record, where, args.template == "none"))
     check_out(args.out)
     system = systems.load(args)
-    jobs = [(where, context_of(system, row), [encode_response(system, r) for r in row["responses"]]) for where, row in rows]
-    write_lines(args.out, ({"logps": logps, "tokens": tokens} for logps, tokens, _ in score_all(system, jobs)))
+    jobs = [
+        (where, context_of(system, row), [encode_response(system, r) for r in row["responses"]])
+        for where, row in rows
+    ]
+    write_lines(
+        args.out,
+        ({"logps": logps, "tokens": tokens} for logps, tokens, _ in score_all(system, jobs)),
+    )
     print(f"{args.out}: {len(jobs)} contexts, {sum(len(job[2]) for job in jobs)} responses scored")
 
 
@@ -30,8 +36,13 @@ def parse(record, where, rendered, responses=True):
     if rendered:
         return where, row | {"context": text(record, "context", where)}
     if "context" in record and "prompt" not in record:
-        raise InputError(f"{where}: 'context' is rendered text and needs --template none; with a template give 'prompt'")
-    return where, row | {"prompt": text(record, "prompt", where), "instruction": text(record, "instruction", where, required=False)}
+        raise InputError(
+            f"{where}: 'context' is rendered text and needs --template none; with a template give 'prompt'"
+        )
+    return where, row | {
+        "prompt": text(record, "prompt", where),
+        "instruction": text(record, "instruction", where, required=False),
+    }
 
 
 def context_of(system, row):
@@ -41,7 +52,11 @@ def context_of(system, row):
 
 
 def encode_response(system, response):
-    return system.tokenizer.encode_rendered(response) if system.template is None else response_ids(system, response)
+    return (
+        system.tokenizer.encode_rendered(response)
+        if system.template is None
+        else response_ids(system, response)
+    )
 
 
 def check_out(path):
