@@ -1,10 +1,10 @@
 """config.json of a LLaMA-architecture model: what of it the model here reads, and what it refuses."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import InputError
+from model.files import read_json
 
 ROPE_FIELDS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -23,21 +23,6 @@ class LlamaConfig:
     rope_theta: float
     rope_scaling: dict | None  # type llama3: its four numbers; None: plain RoPE
     tie_word_embeddings: bool
-
-
-def read_json(path):
-    """The object in a JSON file. Raises InputError with the file's name if it is missing or is not JSON."""
-    path = Path(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such file; a model or adapter directory in Hugging Face layout has one"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: not valid JSON ({error}); the file may be cut short: copy it again"
-        ) from error
 
 
 def existing(model_dir):

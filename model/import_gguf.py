@@ -16,11 +16,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tqdm import tqdm
 
 from model import cli
-from model.config import LlamaConfig, read_json
+from model.config import LlamaConfig
 from model.errors import InputError
+from model.files import read_json, replaced_directory
 from model.llama import rope_frequencies
 from model.tokenizer import LLAMA3_SPLIT, read_backend
-from model.weights import replaced_directory
 
 NAMES = {
     "attn_norm": "input_layernorm",

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.config import read_json
 from model.errors import InputError
+from model.files import read_json
 from model.llama import Linear
 from model.weights import assign, kept_rows, meta_model, opened, write_tensors
 

@@ -1,7 +1,6 @@
 """Hugging Face layout in and out: config.json and safetensors, one file or an index with shards."""
 
 import json
-import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from model.config import load_config, read_json
+from model.config import load_config
 from model.errors import InputError
+from model.files import read_json
 from model.llama import Llama
 
 INDEX = "model.safetensors.index.json"
@@ -25,35 +25,6 @@ COMPANIONS = (
     "generation_config.json",
 )
 DERIVED = ("rotary_emb.inv_freq",)  # buffers that old exports store and that the model computes
-
-
-@contextmanager
-def replaced_directory(path):
-    """A temporary directory beside `path` that takes its name only if the block ends well: a cut leaves the old one whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def replace_text(path, text):
-    """Write a text file whole or not at all: beside its place, on disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_tensors(tensors, path):

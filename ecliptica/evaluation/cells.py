@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ecliptica.data.jsonl import append
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_stream
+from ecliptica.files import append_lines, journal
 from model.errors import InputError
 
 RESPONSES_PER_DOCUMENT = (
@@ -37,24 +37,6 @@ class Cell:
         ).hexdigest()[:24]
 
 
-def read_lines(path):
-    """The records of an append-only file. A last line that a kill cut short is passed over (`append` takes it off); any other bad line is an InputError."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    found = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            found.append(json.loads(line))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path}:{number}: not valid JSON ({error}); delete that line, it will be made again"
-            ) from error
-    return found
-
-
 def documents(cells):
     """[[Cell]]: those of one context, at most RESPONSES_PER_DOCUMENT; what is scored as one packed document."""
     contexts = {}
@@ -74,7 +56,7 @@ class Scores:
         """system: None to work from the file alone."""
         self.path, self.key, self.label, self.system = Path(path), key, label, system
         self.known = {}
-        for line in read_lines(path):
+        for line in journal(path):
             if line.get("key") == key and "logp" in line:
                 self.known[line["cell"]] = line["logp"], line["tokens"]
 
@@ -102,7 +84,7 @@ class Scores:
             self.known |= {
                 cell.digest: (logp, count) for cell, logp, count in zip(parts[index], logps, tokens)
             }
-            append(
+            append_lines(
                 self.path,
                 [
                     {
@@ -139,7 +121,7 @@ class Measures:
         )
         self.known = {
             line["cell"]: line[field]
-            for line in read_lines(path)
+            for line in journal(path)
             if line.get("key") == key and field in line
         }
 
@@ -156,7 +138,7 @@ class Measures:
             missing.items(), desc=self.label, leave=False, disable=None
         ):
             self.known[digest] = measure(of)
-            append(
+            append_lines(
                 self.path,
                 [
                     {

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ecliptica.data.jsonl import named
 from ecliptica.evaluation import statistics, systems
-from ecliptica.evaluation.cells import Scores, read_lines
+from ecliptica.evaluation.cells import Scores
 from ecliptica.evaluation.systems import Subject, fingerprint
+from ecliptica.files import journal, naming
 from ecliptica.isd.bank import PARAPHRASE
 from model.errors import InputError
 
@@ -54,7 +54,7 @@ def count(text):
 def subjects(args):
     """[Subject], the control first. The base model under the same instructions is the prompting-only control."""
     if args.rescore:
-        found = {line["system"]: line["key"] for line in read_lines(args.rescore) if "key" in line}
+        found = {line["system"]: line["key"] for line in journal(args.rescore) if "key" in line}
         if not found:
             raise InputError(
                 f"--rescore {args.rescore}: no scored line in it; expected a samples.jsonl that a suite wrote"
@@ -230,7 +230,7 @@ def write(args, results):
         ("results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n"),
         ("table.md", table(results)),
     ):
-        with named(out / name):
+        with naming(out / name):
             (out / name).write_text(text, encoding="utf-8")
     print(table(results))
 

@@ -11,10 +11,9 @@ import json
 
 from tqdm import tqdm
 
-from ecliptica.data.jsonl import append
 from ecliptica.data.templates import stop_ids
-from ecliptica.evaluation.cells import read_lines
 from ecliptica.evaluation.scoring import context_ids
+from ecliptica.files import append_lines, journal
 from model.errors import InputError
 from model.generate import generate
 
@@ -70,9 +69,7 @@ def generated(subject, groups, args, path):
     None: from the file alone, under the key that is there. Raises InputError, before the first forward, for a cell that does not fit the window.
     """
     key = key_of(subject, args) if subject.system else subject.key
-    known = {
-        line["cell"]: line for line in read_lines(path) if line.get("key") == key and "r" in line
-    }
+    known = {line["cell"]: line for line in journal(path) if line.get("key") == key and "r" in line}
     cells = [(digest(cell), cell) for group in groups for cell in group]
     missing = [(at, cell) for at, cell in cells if at not in known]
     if missing and subject.system is None:
@@ -100,7 +97,7 @@ def generated(subject, groups, args, path):
                         for line in answered(subject, system, batch, context, args, key)
                         if line["cell"] not in known
                     ]
-                    append(path, new)
+                    append_lines(path, new)
                     known |= {line["cell"]: line for line in new}
                     bar.update(len(new))
     return [known[at] | {"system": subject.label} for at, _ in cells]

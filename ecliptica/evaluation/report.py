@@ -13,10 +13,10 @@ import re
 import sys
 from pathlib import Path
 
-from ecliptica.data.jsonl import records, text
 from ecliptica.evaluation import plots
+from ecliptica.fields import text
+from ecliptica.files import read_json, read_records
 from model import cli
-from model.config import read_json
 from model.errors import InputError
 
 NEEDED = ("suite", "reportable", "units", "unit", "metrics", "systems", "bootstrap", "config")
@@ -293,7 +293,7 @@ def add_generations(page, columns):
 
 
 def generations(path):
-    return records(
+    return read_records(
         path,
         lambda record, where: (
             record
@@ -407,7 +407,7 @@ def build(directory):
             "training",
             plots.training_curves,
             "One point an optimizer step.",
-            records(there["metrics.jsonl"], lambda record, where: record),
+            read_records(there["metrics.jsonl"], lambda record, where: record),
         )
     add_making(page, there, suites, made)
     out = directory / "report.html"

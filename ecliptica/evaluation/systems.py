@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ecliptica.data.templates import Template, as_text, get_template, render_context
+from ecliptica.files import read_json
 from ecliptica.training.export import RECORD
-from model.config import read_json
 from model.errors import InputError
 from model.llama import Llama
 from model.lora import adapters_off, load_adapter, merge_lora

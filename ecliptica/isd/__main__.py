@@ -1,11 +1,11 @@
 """The bank as files and on the screen: `build` writes contrastive preferences in format `cita`, `audit` checks what the dataset promises, `show`
 prints one prompt with its responses, `contexts` writes one prompt under several instructions."""
 
-import json
 import sys
 import textwrap
 from pathlib import Path
 
+from ecliptica.files import write_lines
 from ecliptica.isd import audit
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, PARAPHRASE, SPLITS, load_bank, load_instructions
 from ecliptica.isd.hard import read_scores
@@ -131,9 +131,7 @@ def find(args, bank):
 def write(out, made):
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in made), encoding="utf-8"
-    )
+    write_lines(out, made)
     print(f"{out}: {len(made)} lines")
 
 

@@ -20,6 +20,7 @@ from ecliptica.isd.bank import (
 )
 from ecliptica.isd.leak import response_only_auc
 from ecliptica.isd.pairs import pairs
+from ecliptica.isd.sets import SETS
 from ecliptica.isd.similarity import content_words, jaccard, jaccard_NN, singular, words
 from model.errors import InputError
 
@@ -48,7 +49,7 @@ class Dataset:
     sets: dict
 
 
-def load(bank=BANK, instructions=INSTRUCTIONS, more=MORE_INSTRUCTIONS, sets=audit_sets.SETS):
+def load(bank=BANK, instructions=INSTRUCTIONS, more=MORE_INSTRUCTIONS, sets=SETS):
     table = load_instructions(instructions)
     entries = load_bank(bank, table)
     made = {split: pairs(entries, table, split) for split in ("train", "test")}

@@ -1,10 +1,10 @@
 """The Instruction Switch Dataset: prompts crossed with alignment instructions, and the responses that each pair should get."""
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ecliptica.data.jsonl import records, text
+from ecliptica.fields import text
+from ecliptica.files import read_records, read_toml
 from model.errors import InputError
 
 HERE = Path(__file__).parent
@@ -75,7 +75,7 @@ def load_bank(path=BANK, instructions=None):
         return entry
 
     for file in files:
-        entries += records(file, read)
+        entries += read_records(file, read)
     return entries
 
 
@@ -116,18 +116,6 @@ def _entry(record, where, instructions):
     )
 
 
-def read_toml(path, expected):
-    """The table of a TOML file. Raises InputError that says what was expected."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; expected TOML of {expected}") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path}: is a directory; expected TOML of {expected}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-
-
 def _instructions(path):
     """{id: (paraphrases, axis)}. At the top of the file an entry is id = [paraphrases], [id] with `paraphrases`, or [axis] with entries in it."""
     found = {}
@@ -147,7 +135,7 @@ def _instructions(path):
             )
         found[name] = tuple(value), axis
 
-    for name, value in read_toml(path, "instruction id = [paraphrases]").items():
+    for name, value in read_toml(path, "TOML of instruction id = [paraphrases]").items():
         if isinstance(value, dict) and "paraphrases" not in value:
             for inner, paraphrases in value.items():
                 add(inner, paraphrases, name)

@@ -9,14 +9,15 @@ import math
 
 import numpy as np
 
-from ecliptica.data.jsonl import records, text
+from ecliptica.fields import text
+from ecliptica.files import read_records
 from model.errors import InputError
 
 
 def read_scores(path, names, system=None):
     """({prompt id: s_JK}, system) from lines {"prompt", "instruction", "response_to", "response", "logp"[, "system"]}, as `eval.py switch` writes
     its samples.jsonl. Of several systems the named one, or the last in the file. Raises InputError naming a line or a missing cell."""
-    cells = [cell for cell in records(path, _cell) if cell]
+    cells = [cell for cell in read_records(path, _cell) if cell]
     if not cells:
         raise InputError(
             f"{path}: no score under an instruction in it; expected the samples.jsonl of eval.py switch"

@@ -3,8 +3,9 @@
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
-from ecliptica.data.jsonl import records, text
-from ecliptica.isd.bank import load_instructions, read_toml
+from ecliptica.fields import text
+from ecliptica.files import read_records, read_toml
+from ecliptica.isd.bank import load_instructions
 from model.errors import InputError
 
 SETS = Path(__file__).parent / "sets"
@@ -101,7 +102,7 @@ def load_policies(path):
 
 def load_underspecified(path=SETS / "underspecified.toml", names=None):
     """{instruction id: {"dropped": texts, "vague": texts}}; with `names`, InputError unless it is these instructions."""
-    table = read_toml(path, "[instruction id] with dropped and vague")
+    table = read_toml(path, "TOML of [instruction id] with dropped and vague")
     for name, entry in table.items():
         for key in CLEAR:
             texts = entry.get(key) if isinstance(entry, dict) else None
@@ -145,4 +146,4 @@ def _load(path, kind, choices):
         seen.add(values["id"])
         return kind(**values)
 
-    return records(path, read)
+    return read_records(path, read)

@@ -7,10 +7,11 @@ from importlib.metadata import version
 import torch
 
 from ecliptica.data.templates import as_text, render_context
+from ecliptica.files import replaced_directory
 from ecliptica.training.distributed import ALONE
 from model.errors import InputError
 from model.lora import lora_layers, lora_parameters, save_adapter
-from model.weights import copy_tokenizer, replaced_directory, save_tensors, whole
+from model.weights import copy_tokenizer, save_tensors, whole
 
 RECORD = "ecliptica.json"
 

@@ -5,7 +5,7 @@ import sys
 
 from tqdm import tqdm
 
-from ecliptica.data.jsonl import append
+from ecliptica.files import append_lines
 
 NAMES = (
     "loss",
@@ -98,7 +98,7 @@ class Log:
 
     def append(self, name, record):
         if self.main:
-            append(self.run_dir / name, [record])
+            append_lines(self.run_dir / name, [record])
 
     def say(self, line):
         if not self.main:

@@ -1,19 +1,14 @@
 """Whose a run directory is: one config, one run at a time, and lines that a resumed run will write again taken back."""
 
-import fcntl
-import hashlib
 import json
-import os
 import shutil
-import socket
 import tomllib
 from pathlib import Path
 
 from ecliptica.config import as_toml
+from ecliptica.files import is_remnant, journal_lines, lock, read_json, replace_text, sample_digest
 from ecliptica.isd.bank import BANK, INSTRUCTIONS
-from model.config import read_json
 from model.errors import InputError
-from model.weights import replace_text
 
 INPUTS = "inputs.json"
 JOURNALS = ("metrics.jsonl", "eval.jsonl", "samples.jsonl")
@@ -44,7 +39,7 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"run.dir: {self.path} is a file; expected a directory")
         strangers = (
-            [p.name for p in self.path.iterdir() if p.name != "lock" and not is_rest(p)]
+            [p.name for p in self.path.iterdir() if p.name != "lock" and not is_remnant(p)]
             if self.path.exists()
             else []
         )
@@ -57,8 +52,8 @@ class RunDir:
                 f"run.dir: {self.path} holds a run of another config ({self._difference(stored)}); choose another run.dir or move it away"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
-        for rest in filter(is_rest, list(self.path.iterdir())):
+        self.lock = lock(self.path / "lock", f"run.dir: {self.path}")
+        for rest in filter(is_remnant, list(self.path.iterdir())):
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         if not stored.exists():
             self.fresh = True
@@ -69,7 +64,7 @@ class RunDir:
         """What the run reads is what it began with: a resumed run on other data or weights would be neither run."""
         stored, now = (
             self.path / INPUTS,
-            {str(path): fingerprint(path) for path in self.inputs if path.is_file()},
+            {str(path): sample_digest(path) for path in self.inputs if path.is_file()},
         )
         if not stored.exists():
             replace_text(stored, json.dumps(now, indent=1) + "\n")
@@ -79,22 +74,6 @@ class RunDir:
             raise InputError(
                 f"run.dir: {self.path} began with another {changed[0]} (its bytes changed since); put the file back, or choose another run.dir"
             )
-
-    def _take_lock(self):
-        lock = open(self.path / "lock", "a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read().strip()
-            lock.close()
-            raise InputError(
-                f"run.dir: {self.path} is in use by another run ({holder or 'starting'}); wait for it or choose another run.dir"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        self.lock = lock
 
     def _difference(self, stored):
         """The first key whose value is another."""
@@ -126,8 +105,8 @@ class RunDir:
         """Drop the lines of steps from `step` on, which will be written again, and a last line that was cut."""
         for path in (self.path / name for name in JOURNALS):
             if path.exists():
-                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-                replace_text(path, "".join(f"{line}\n" for line in lines if _step(line) < step))
+                earlier = [line for line in journal_lines(path) if _step(line) < step]
+                replace_text(path, "".join(line.decode() + "\n" for line in earlier))
 
 
 def data_files(data):
@@ -147,24 +126,8 @@ def data_files(data):
     ]
 
 
-def is_rest(path):
-    """What a killed process may leave of a file or directory that it was about to put in place."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
-def fingerprint(path):
-    """[bytes, SHA-256]: of all of a file up to 64 MiB, of 64 pieces spread over a larger one, which tells other weights but not every flipped bit."""
-    size, whole = path.stat().st_size, 64 << 20
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
-        for piece in range(64):
-            file.seek(piece << 20 if size <= whole else (size - (1 << 14)) * piece // 63)
-            sha256.update(file.read(1 << 20 if size <= whole else 1 << 14))
-    return [size, sha256.hexdigest()]
-
-
 def _step(line):
     try:
         return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -254,14 +254,14 @@ dir = "{tmp_path}/run"
 
 
 def test_append_takes_off_half_a_line_and_names_a_full_disk(tmp_path):
-    from ecliptica.data.jsonl import append
+    from ecliptica.files import append_lines
 
     path = tmp_path / "a.jsonl"
-    append(path, [{"n": 1}, {"n": "é"}])
+    append_lines(path, [{"n": 1}, {"n": "é"}])
     for half in (b'{"n": 3', b"x" * 200_000):
         with open(path, "ab") as file:
             file.write(half)
-        append(path, [{"n": 4}])
+        append_lines(path, [{"n": 4}])
     assert [json.loads(line)["n"] for line in path.read_text(encoding="utf-8").splitlines()] == [
         1,
         "é",
@@ -269,10 +269,10 @@ def test_append_takes_off_half_a_line_and_names_a_full_disk(tmp_path):
         4,
     ]
     path.write_bytes(b"no line end at all")
-    append(path, [{"n": 5}])
+    append_lines(path, [{"n": 5}])
     assert path.read_bytes() == b'{"n": 5}\n'
     with pytest.raises(
         OSError,
         match="No space left on device; make room and start the same command again: '/dev/full'",
     ):
-        append("/dev/full", [{"n": 1}])
+        append_lines("/dev/full", [{"n": 1}])

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from model import llama
 from model.attention import FlexPacked, PaddedPacked, packed_attention, visible
 from model.config import load_config
+from model.files import replaced_directory
 from model.llama import RECOMPUTE, rope_frequencies
-from model.weights import INDEX, load_model, replaced_directory, save_model
+from model.weights import INDEX, load_model, save_model
 from tests.conftest import write_tiny
 
 

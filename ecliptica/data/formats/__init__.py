@@ -4,7 +4,7 @@ or `read_file(path, config, split) -> [Preference]`, for a file that is read as 
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ecliptica.data.jsonl import records
+from ecliptica.files import read_records
 from model.errors import InputError
 
 NAMES = tuple(sorted(module.name for module in iter_modules(__path__)))
@@ -18,4 +18,4 @@ def read(path, name, on_error="stop", skipped=None, config=None, split="train"):
     module = import_module(f"{__name__}.{name}")
     if hasattr(module, "read_file"):
         return module.read_file(path, config, split)
-    return records(path, module.read, on_error, skipped)
+    return read_records(path, module.read, on_error, skipped)

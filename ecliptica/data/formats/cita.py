@@ -1,6 +1,6 @@
 """{"instruction", "prompt", "chosen", "rejected"[, "rationale", "id"]}, or "responses" and "scores" for more than two."""
 
-from ecliptica.data.jsonl import distinct, text, texts
+from ecliptica.fields import distinct, text, texts
 from ecliptica.schema import Preference
 from model.errors import InputError
 

@@ -1,6 +1,6 @@
 """Example-based format, paper 4.3: {"prompt", "chosen", "rejected"}, no instruction."""
 
-from ecliptica.data.jsonl import distinct, text
+from ecliptica.fields import distinct, text
 from ecliptica.schema import Preference
 
 

@@ -4,7 +4,7 @@ Either "prompt" is a list (or a string) and "chosen"/"rejected" hold the last an
 are whole conversations that differ in their last message only. A system message is the alignment instruction.
 """
 
-from ecliptica.data.jsonl import distinct, text
+from ecliptica.fields import distinct, text
 from ecliptica.schema import Preference
 from model.errors import InputError
 

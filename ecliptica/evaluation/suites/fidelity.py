@@ -4,10 +4,11 @@ See metrics/generation_fidelity.py. The published fidelity, shift and M1 stand b
 prompt are averaged. Conditions that isd-generate made with --controls are a second table.
 """
 
-from ecliptica.data.jsonl import records, text
 from ecliptica.evaluation import compare, statistics
 from ecliptica.evaluation.grid import DISTRACTORS
 from ecliptica.evaluation.metrics import generation_fidelity, published
+from ecliptica.fields import text
+from ecliptica.files import read_records
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, load_bank, load_instructions, referenced
 from model.errors import InputError
 
@@ -193,7 +194,7 @@ def read_answers(path, prompts, instructions):
         return names, line
 
     found, keys, made = {}, {}, {}
-    for (label, key, condition, prompt, instruction), line in records(path, parse):
+    for (label, key, condition, prompt, instruction), line in read_records(path, parse):
         if keys.setdefault(label, key) != key:
             raise InputError(
                 f"{path}: answers of {label} from two models or settings, keys {keys[label]} and {key}; keep one: grep KEY {path} > NEW"

@@ -2,11 +2,11 @@
 
 from tqdm import tqdm
 
-from ecliptica.data.jsonl import records
 from ecliptica.data.templates import stop_ids
 from ecliptica.evaluation import systems
 from ecliptica.evaluation.generations import add_sampling, check_sampling
 from ecliptica.evaluation.suites.score import check_out, context_of, parse, write_lines
+from ecliptica.files import read_records
 from model.errors import InputError
 from model.generate import generate
 
@@ -20,7 +20,7 @@ def add_arguments(parser):
 
 def run(args):
     check_sampling(args)
-    rows = records(
+    rows = read_records(
         args.data,
         lambda record, where: (
             record,

@@ -8,11 +8,11 @@ import json
 import os
 from pathlib import Path
 
-from ecliptica.data.jsonl import named
 from ecliptica.evaluation import compare
 from ecliptica.evaluation.generations import add_sampling, check_sampling, generated
 from ecliptica.evaluation.grid import CONDITIONS, dealt_wrongly
 from ecliptica.evaluation.suites.score import check_out
+from ecliptica.files import naming
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, PARAPHRASE, SPLITS, load_bank, load_instructions
 from model.errors import InputError
 
@@ -147,7 +147,7 @@ def write_pairs(out, lines):
     for line in lines:
         groups.setdefault(place(line), {})[line["instruction"]] = line["r"]
     part = path.with_name(path.name + ".part")
-    with named(part), open(part, "w", encoding="utf-8") as file:
+    with naming(part), open(part, "w", encoding="utf-8") as file:
         for line in lines:
             others = {
                 name: answer

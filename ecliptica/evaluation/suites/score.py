@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from ecliptica.data.jsonl import named, records, text, texts
 from ecliptica.evaluation import systems
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_all
+from ecliptica.fields import text, texts
+from ecliptica.files import naming, read_records
 from model.errors import InputError
 
 
@@ -16,7 +17,9 @@ def add_arguments(parser):
 
 
 def run(args):
-    rows = records(args.data, lambda record, where: parse(record, where, args.template == "none"))
+    rows = read_records(
+        args.data, lambda record, where: parse(record, where, args.template == "none")
+    )
     check_out(args.out)
     system = systems.load(args)
     jobs = [
@@ -66,6 +69,6 @@ def check_out(path):
 
 
 def write_lines(path, rows):
-    with named(path), open(path, "w", encoding="utf-8") as file:
+    with naming(path), open(path, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
