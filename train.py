@@ -6,7 +6,8 @@ The same command on the same run.dir goes on where it was cut. Several GPUs: tor
 
 import sys
 
-from ecliptica import config
+from ecliptica.config import load
+from ecliptica.recipe import Config
 from ecliptica.training import plan
 from ecliptica.training.distributed import joined
 from ecliptica.training.loop import train
@@ -22,10 +23,10 @@ def main(argv=None):
     )
     args = parser.parse_intermixed_args(argv)
     if args.plan:
-        print(plan.report(config.load(args.recipe, args.overrides)))
+        print(plan.report(load(Config, args.recipe, args.overrides)))
         return
     with joined() as ranks:
-        train(ranks.together(config.load, args.recipe, args.overrides), ranks)
+        train(ranks.together(load, Config, args.recipe, args.overrides), ranks)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ from tests.conftest import write_jsonl, write_tiny  # noqa: E402
 SEVERAL = """
 import sys
 from ecliptica.config import load
+from ecliptica.recipe import Config
 from ecliptica.training.distributed import joined
 from ecliptica.training.loop import train
 with joined() as ranks:
     for line in open(sys.argv[1]):
         recipe, *overrides = line.split()
-        train(load(recipe, overrides), ranks)
+        train(load(Config, recipe, overrides), ranks)
 """
 
 

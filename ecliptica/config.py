@@ -1,205 +1,177 @@
-"""The configuration of a run: frozen dataclasses, filled from a TOML recipe, then from key=value. Unknown keys and wrong types fail."""
+"""The one language of configuration: frozen dataclasses, filled from TOML, `key=value` or flags.
 
+A field carries its rule and one line of help where it stands,
+
+    lr: float = positive(2e-5, "peak learning rate")
+
+so the error, `--help` and the table in docs/keys.md are one text. `load` fills a dataclass from a
+recipe and overrides, ecliptica/flags.py from a command line. A dataclass may have
+
+    check(self)          raises InputError for what one field alone does not show
+    finish(self, name)   returns itself, completed by the name of the recipe it came from
+
+and a field may be a section of its own, whose dataclass one of its keys decides (`section`).
+"""
+
+import copy
+import dataclasses
 import difflib
+import json
+import math
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
+from ecliptica.files import check_unicode, read_toml
 from model.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
+LARGEST_SEED = 2**63 - 1
+Settings = TypeVar("Settings")
+
+
+# Fields: a default, a rule, a line of help
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    path: str = ""  # Hugging Face directory
-    dtype: str = "bfloat16"  # what it computes in; trained parameters are stored in float32
-    adapter: str = ""  # a LoRA adapter merged into the base first: training continues from it, and the reference has it too
+class Rule:
+    """What a value must be, beyond its type."""
+
+    wanted: str
+    holds: Callable[[Any], bool]
+
+
+ABOVE_ZERO = Rule("> 0", lambda value: value > 0)
+NOT_BELOW_ZERO = Rule(">= 0", lambda value: value >= 0)
+A_SHARE = Rule("a share from 0 to 1", lambda value: 0 <= value <= 1)
+BELOW_ONE = Rule("a share from 0 to below 1", lambda value: 0 <= value < 1)
+A_SEED = Rule(f"a seed from 0 to {LARGEST_SEED}", lambda value: 0 <= value <= LARGEST_SEED)
+
+
+def option(default: Any, help: str, rule: Rule | None = None, **metadata: Any) -> Any:
+    """A field with any value of its type, or those that `rule` lets pass. default ...: required."""
+    metadata |= {"help": help, "rule": rule}
+    if default is ...:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def positive(default: Any, help: str) -> Any:
+    """A number above 0."""
+    return option(default, help, ABOVE_ZERO)
+
+
+def not_negative(default: Any, help: str) -> Any:
+    """A number of at least 0."""
+    return option(default, help, NOT_BELOW_ZERO)
+
+
+def share(default: Any, help: str) -> Any:
+    """A number from 0 to 1."""
+    return option(default, help, A_SHARE)
+
+
+def share_below_one(default: Any, help: str) -> Any:
+    """A number from 0 to below 1, such as a dropout."""
+    return option(default, help, BELOW_ONE)
+
+
+def seed(default: Any, help: str) -> Any:
+    """A whole number that generators take: at least 0, within 64 bits."""
+    return option(default, help, A_SEED)
+
+
+def choice(default: Any, choices: Sequence[str], help: str) -> Any:
+    """One of a few words."""
+    return option(default, help, choices=tuple(choices))
+
+
+def section(default: Callable[[], Any], variants: "Variants | None" = None) -> Any:
+    """A field that is a dataclass of its own: a table of the recipe."""
+    return dataclasses.field(default_factory=default, metadata={"variants": variants})
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    train: str = ""
-    eval: str = ""  # held-out preferences for training.eval_every; "": none
-    format: str = "cita"
-    template: str = "auto"  # "auto": the chat template whose control tokens the tokenizer has
-    max_tokens: int = 2048  # context + longest response
-    keep_prompt_tokens: int = 32  # of the prompt's end, which a long response may not push out
-    on_error: str = "stop"  # "skip" counts bad lines instead
-    contrastive: bool = False  # paper 4.2: the context shows the rejected response
-    use_instruction: bool = True  # False: train without I (one side of the 2 x 2)
-    isd_instructions: str = ""  # isd_*: for format = "isd" alone, where train is a bank ("": the shipped one); "": the shipped instructions
-    isd_rounds: int = 1  # how often each response is chosen against a rejected one of each kind
-    isd_seed: int = 0  # of the pairing
-    isd_scores: str = ""  # samples.jsonl of `eval.py switch --split train`: adds the hardest wrong responses; "": none
-    isd_system: str = ""  # whose scores in that file; "": the last
+class Variants:
+    """A section whose key `key` decides its dataclass; types() is {name: dataclass}."""
 
+    key: str
+    types: Callable[[], dict[str, type]]
 
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    name: str = "cita"
-    beta: float = 0.1
-    kl: str = "exact"
-    kl_weight_start: float = 0.01  # lambda, annealed linearly over training
-    kl_weight_end: float = 0.1
-    logp: str = "sum"  # "mean": length-normalised
-    reference_free: bool | None = None  # None: the objective's own (dpo no; unified, cita yes)
-    preference_weight: float = 1.0  # lambda_1 of unified
-    ablation: bool = False  # lifts cita's lambda > 0; stamped on every output
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    rank: int = 8  # 0: full fine-tuning
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    dropout: float = 0.0
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    epochs: int = 3
-    max_steps: int = 0  # 0: as many as the epochs give
-    batch_preferences: int = 8  # per optimizer step
-    micro_preferences: int = 8  # per forward and backward
-    lr: float = 2e-5
-    weight_decay: float = 0.0
-    warmup: float = 0.1  # share of the steps
-    schedule: str = "cosine"
-    clip_norm: float = 1.0
-    seed: int = 0
-    reference: str = "auto"  # adapter-off | cache | model; auto: cache for several epochs within its budget, else adapter-off (LoRA) or model
-    cache_budget_gib: float = 0.0  # how much disk "auto" may give the cache
-    cache_dir: str = ""  # "": run.dir/cache; runs with the same model and data can share one
-    replicas: int = 1  # HSDP: the model is sharded over (processes / replicas), and repeated
-    activation_checkpointing: str = "off"  # selective: keep products and attention, make the rest again; full: keep block inputs only
-    compile: bool = False  # torch.compile of each block
-    checkpoint_every: int = 100  # steps; 0: only when stopped by a signal
-    keep_checkpoints: int = 2
-    stall_seconds: float = 60.0  # a rank that others wait for so long is named
-    eval_every: int = 0
-    sample_every: int = 0
-    device: str = "auto"
-
-
-@dataclass(frozen=True)
-class SamplesConfig:
-    """Fixed prompts, each answered under every instruction at training.sample_every: switching is seen to happen."""
-
-    prompts: tuple[str, ...] = ("Is remote work beneficial for long-term productivity?",)
-    instructions: tuple[str, ...] = (
-        "Answer as a careful adviser who puts safety first.",
-        "Answer in a playful, poetic way.",
-    )
-    max_new_tokens: int = 48
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    dir: str = ""  # "": runs/<recipe name>
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """For --plan alone; no part of a run."""
-
-    gpus: int = 8
-    gpu: str = "h100-80gb"
-    gpus_per_node: int = 8
-    mfu: float = 0.4  # of the dense bfloat16 peak; an assumption, measure yours
-    shape: str = ""  # of a model that is not at model.path yet: see ecliptica/training/plan.py
-    tokens: int = 0  # of a micro-batch; 0: the largest of data.train, or the worst that data.max_tokens allows where there is no data
-
-
-@dataclass(frozen=True)
-class Config:
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-    plan: PlanConfig = field(default_factory=PlanConfig)
-
-
-CHOICES = {
-    "model.dtype": ("float32", "bfloat16"),
-    "data.on_error": ("stop", "skip"),
-    "objective.kl": ("exact", "printed", "logratio", "none"),
-    "objective.logp": ("sum", "mean"),
-    "training.schedule": ("cosine", "constant"),
-    "training.reference": ("auto", "adapter-off", "cache", "model"),
-    "training.activation_checkpointing": ("off", "selective", "full"),
-    "training.device": ("auto", "cpu", "cuda"),
-}
-ABOVE_ZERO = (
-    "objective.beta",
-    "lora.alpha",
-    "training.lr",
-    "training.batch_preferences",
-    "training.micro_preferences",
-    "training.epochs",
-    "training.clip_norm",
-    "data.max_tokens",
-    "data.keep_prompt_tokens",
-    "samples.max_new_tokens",
-    "data.isd_rounds",
-    "training.replicas",
-    "training.keep_checkpoints",
-    "training.stall_seconds",
-    "plan.gpus",
-    "plan.gpus_per_node",
-    "plan.mfu",
-)
-NOT_BELOW_ZERO = (
-    "objective.kl_weight_start",
-    "objective.kl_weight_end",
-    "objective.preference_weight",
-    "lora.rank",
-    "training.max_steps",
-    "training.weight_decay",
-    "training.warmup",
-    "training.seed",
-    "training.eval_every",
-    "training.sample_every",
-    "training.checkpoint_every",
-    "training.cache_budget_gib",
-    "plan.tokens",
-)
-
-
-def load(recipe, overrides=()):
-    """The Config of a recipe (a TOML path, or a name in ecliptica/recipes) with `section.key=value` overrides applied and checked."""
-    path = recipe_path(recipe)
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read: {error.strerror}; expected a TOML recipe"
-        ) from error
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        section, dot, leaf = key.partition(".")
-        if not (equals and dot and leaf):
+    def of(self, table: dict[str, Any], default: Any, prefix: str, where: str) -> type:
+        """The dataclass that `table` asks for. Raises InputError for a name that there is not."""
+        name = table.get(self.key, getattr(default, self.key))
+        types = self.types()
+        if not isinstance(name, str) or name not in types:
             raise InputError(
-                f"{override!r}: expected section.key=value, such as objective.beta=0.1"
+                f"{where}: {prefix}{self.key}: expected one of {', '.join(types)}, got {name!r}"
+                f"{hint(str(name), types)}"
             )
-        table = raw.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise InputError(f"{path}: {section!r} must be a table")
-        table[leaf] = _literal(value)
-    config = _build(Config, raw, "", str(path))
-    if not config.run.dir:
-        config = _build(Config, raw | {"run": {"dir": f"runs/{path.stem}"}}, "", str(path))
-    return check(config)
+        return types[name]
+
+    def others_with(self, leaf: str) -> list[str]:
+        """The names of the variants that do have the key `leaf`."""
+        types = self.types().items()
+        return [name for name, kind in types if leaf in {field.name for field in fields(kind)}]
 
 
-def recipe_path(recipe):
+# From a recipe
+
+
+def load(
+    kind: type[Settings], recipe: str | Path | None = None, overrides: Iterable[str] = ()
+) -> Settings:
+    """A `kind` from a recipe (a TOML path, or a name in ecliptica/recipes; None: nothing but
+    defaults), with `key=value` or `section.key=value` overrides applied, and checked.
+
+    Raises InputError naming the file and the key: unknown, of another type, against its rule.
+    """
+    table, where, name = {}, "overrides", ""
+    if recipe is not None:
+        path = recipe_path(recipe)
+        table, where, name = read_toml(path, "a TOML recipe"), str(path), path.stem
+    written = copy.deepcopy(table)
+    for override in overrides:
+        put(table, override, where)
+    for field in fields(kind):
+        if field.metadata.get("variants"):
+            _set_aside(field, table, written)
+    return from_table(kind, table, where, name)
+
+
+def _set_aside(field: Field, table: dict[str, Any], written: dict[str, Any]) -> None:
+    """Another variant by an override: the recipe's keys that only its own variant reads fall away.
+
+    `train.py demo objective.name=dpo` keeps beta of the recipe's cita, and not its KL weights.
+    """
+    variants, default = field.metadata["variants"], field.default_factory()
+    here, before = table.get(field.name), written.get(field.name)
+    if not isinstance(here, dict) or not isinstance(before, dict):
+        return
+    types = variants.types()
+    old = types.get(before.get(variants.key, getattr(default, variants.key)))
+    new = types.get(here.get(variants.key))
+    if old is None or new is None or old is new:
+        return
+    readable = {f.name for f in fields(new)}
+    for key in {f.name for f in fields(old)} - readable:
+        if key in before and here.get(key) == before[key]:
+            del here[key]
+
+
+def from_table(kind: type[Settings], table: dict[str, Any], where: str, name: str = "") -> Settings:
+    """A `kind` from nested tables, as TOML gives them; where: what the errors begin with."""
+    value = _build(kind, table, "", where)
+    if hasattr(value, "finish"):
+        value = value.finish(name)
+    return check(value)
+
+
+def recipe_path(recipe: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one. Raises InputError."""
     path = Path(recipe)
     if path.suffix == ".toml" or path.exists():
         if not path.exists():
@@ -207,126 +179,170 @@ def recipe_path(recipe):
         return path
     shipped = RECIPES / f"{recipe}.toml"
     if not shipped.exists():
-        names = sorted(p.stem for p in RECIPES.glob("*.toml"))
+        names = sorted(path.stem for path in RECIPES.glob("*.toml"))
         raise InputError(
-            f"{recipe}: no such recipe; expected a TOML path or one of {', '.join(names)}{_hint(str(recipe), names)}"
+            f"{recipe}: no such recipe; expected a TOML path or one of {', '.join(names)}"
+            f"{hint(str(recipe), names)}"
         )
     return shipped
 
 
-def check(config):
-    """The rules that types alone do not say. Returns the config."""
-    for key, allowed in CHOICES.items():
-        if (value := value_of(config, key)) not in allowed:
-            raise InputError(
-                f"{key}: expected one of {', '.join(allowed)}, got {value!r}{_hint(str(value), allowed)}"
-            )
-    for keys, good, wanted in (
-        (ABOVE_ZERO, lambda v: v > 0, "> 0"),
-        (NOT_BELOW_ZERO, lambda v: v >= 0, ">= 0"),
-    ):
-        for key in keys:
-            if not good(value := value_of(config, key)):
-                raise InputError(f"{key}: expected {wanted}, got {value}")
-    for key, default in vars(DataConfig()).items():
-        if (
-            key.startswith("isd_")
-            and config.data.format != "isd"
-            and getattr(config.data, key) != default
-        ):
-            raise InputError(
-                f"data.{key}: for data.format=isd alone, got data.format={config.data.format}"
-            )
-    for key in ("model.path", "data.train"):
-        if not value_of(config, key) and not (key == "data.train" and config.data.format == "isd"):
-            raise InputError(f"{key}: not set; give it in the recipe or as {key}=PATH")
-    if config.lora.rank == 0 and config.training.reference == "adapter-off":
-        raise InputError(
-            "training.reference: adapter-off needs LoRA, but lora.rank is 0; use training.reference=model"
-        )
-    if config.lora.rank > 0 and not config.lora.targets:
-        raise InputError("lora.targets: empty; expected layer names such as q_proj, v_proj")
-    if config.training.warmup > 1:
-        raise InputError(
-            f"training.warmup: a share of the steps, expected 0 to 1, got {config.training.warmup}"
-        )
-    return config
+def put(table: dict[str, Any], override: str, where: str) -> None:
+    """Write one `key=value` or `section.key=value` into nested tables."""
+    key, equals, value = override.partition("=")
+    *sections, leaf = key.split(".")
+    if not equals or not all((*sections, leaf)):
+        raise InputError(f"{override!r}: expected section.key=value, such as objective.beta=0.1")
+    check_unicode(override, where)
+    for name in sections:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {name!r} must be a table")
+    table[leaf] = literal(value)
 
 
-def value_of(config, key):
-    section, leaf = key.split(".")
-    return getattr(getattr(config, section), leaf)
-
-
-def as_toml(config):
-    """The resolved config of a run as TOML text; unset optional values are left out, and so is `plan`."""
-    lines = []
-    for section, values in asdict(config).items():
-        if section == "plan":
-            continue
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _toml(value):
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = (
-            value.replace("\\", "\\\\")
-            .replace('"', '\\"')
-            .replace("\n", "\\n")
-            .replace("\t", "\\t")
-        )
-        return f'"{escaped}"'
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return repr(value)
-
-
-def _literal(value):
+def literal(value: str) -> Any:
     """A value on the command line: TOML if it reads as TOML, else the text itself."""
     try:
         return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return value
 
 
-def _build(cls, table, prefix, where):
-    known = {f.name: f for f in fields(cls)}
+def _build(kind: type[Settings], table: dict, prefix: str, where: str, variants=None) -> Settings:
+    """A `kind` from one table: every key known and of its type; rules are `check`'s."""
+    known = {field.name: field for field in fields(kind)}
     values = {}
     for key, value in table.items():
         if key not in known:
-            raise InputError(
-                f"{where}: unknown key {prefix}{key}{_hint(key, known)}; expected one of {', '.join(known)}"
-            )
-        kind = known[key].type
-        if is_dataclass(kind):
-            if not isinstance(value, dict):
-                raise InputError(f"{where}: {prefix}{key} must be a table, got {value!r}")
-            values[key] = _build(kind, value, f"{prefix}{key}.", where)
-        else:
-            values[key] = _typed(value, kind, f"{prefix}{key}", where)
-    return cls(**values)
+            raise InputError(f"{where}: {_unknown(key, known, prefix, table, variants)}")
+        values[key] = _value(known[key], value, f"{prefix}{key}", where)
+    # Sections that the table does not mention may still be decided by a default.
+    missing = [f.name for f in known.values() if is_required(f) and f.name not in values]
+    if missing:
+        raise InputError(f"{where}: {prefix}{missing[0]}: not set, and it has no default")
+    return kind(**values)
 
 
-def _typed(value, kind, key, where):
+def _unknown(key: str, known: dict, prefix: str, table: dict, variants: Variants | None) -> str:
+    """What to say of a key that this dataclass does not have."""
+    readers = variants.others_with(key) if variants else []
+    if readers:
+        name = table.get(variants.key, "the default")
+        return (
+            f"{prefix}{key}: read by {', '.join(readers)} only, and "
+            f"{prefix}{variants.key} is {name}; leave it out"
+        )
+    return f"unknown key {prefix}{key}{hint(key, known)}; expected one of {', '.join(known)}"
+
+
+def is_required(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _value(field: Field, value: Any, key: str, where: str) -> Any:
+    """One value of a table as the field's type has it. Raises InputError for another type."""
+    if not is_section(field):
+        return typed(value, field.type, key, where)
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {key} must be a table, got {value!r}")
+    variants = field.metadata.get("variants")
+    kind = field.type
+    if variants:
+        kind = variants.of(value, field.default_factory(), f"{key}.", where)
+    return _build(kind, value, f"{key}.", where, variants)
+
+
+def is_section(field: Field) -> bool:
+    """Whether a field is a dataclass of its own."""
+    return is_dataclass(field.type) or bool(field.metadata.get("variants"))
+
+
+def typed(value: Any, kind: Any, key: str, where: str) -> Any:
+    """`value` as `kind` (bool, int, float, str, tuple[str, ...], or one of them or None)."""
     if isinstance(kind, UnionType):
         kind = next(option for option in get_args(kind) if option is not NoneType)
     if get_origin(kind) is tuple:
-        items = value.split(",") if isinstance(value, str) else value
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
-            return tuple(item.strip() for item in items if item.strip())
-        raise InputError(f"{where}: {key} must be a list of strings, got {value!r}")
+        return _words(value, key, where)
     if kind is float and type(value) is int:
-        return float(value)
+        value = float(value)
     if type(value) is not kind:
         raise InputError(f"{where}: {key} must be of type {kind.__name__}, got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{where}: {key} must be a finite number, got {value}")
     return value
 
 
-def _hint(word, known):
+def _words(value: Any, key: str, where: str) -> tuple[str, ...]:
+    """A list of strings, or one string of words separated by commas."""
+    items = value.split(",") if isinstance(value, str) else value
+    if isinstance(items, list) and all(isinstance(item, str) for item in items):
+        return tuple(item.strip() for item in items if item.strip())
+    raise InputError(f"{where}: {key} must be a list of strings, got {value!r}")
+
+
+# Rules
+
+
+def check(value: Settings, prefix: str = "") -> Settings:
+    """Every rule of every field, sections first, then the dataclass's own `check`. Returns it."""
+    for field in fields(value):
+        here, key = getattr(value, field.name), f"{prefix}{field.name}"
+        if is_dataclass(here):
+            check(here, f"{key}.")
+        elif here is not None:
+            check_field(field, here, key)
+    if hasattr(value, "check"):
+        value.check()
+    return value
+
+
+def check_field(field: Field, value: Any, key: str) -> None:
+    choices, rule = field.metadata.get("choices"), field.metadata.get("rule")
+    if choices and value not in choices:
+        raise InputError(
+            f"{key}: expected one of {', '.join(choices)}, got {value!r}{hint(str(value), choices)}"
+        )
+    if rule and not rule.holds(value):
+        raise InputError(f"{key}: expected {rule.wanted}, got {value}")
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """The known word that was probably meant, in brackets; nothing if none is near."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+# Back to text
+
+
+def as_toml(value: Any, leave_out: Sequence[str] = ()) -> str:
+    """The settings as TOML that reads back as themselves; optional values that are unset are left
+    out, and the sections in `leave_out`."""
+    lines = []
+    for field in fields(value):
+        here = getattr(value, field.name)
+        if is_dataclass(here) and field.name not in leave_out:
+            lines += [f"[{field.name}]", *_toml_lines(here), ""]
+    return "\n".join([*_toml_lines(value), *lines])
+
+
+def _toml_lines(value: Any) -> list[str]:
+    plain = {field.name: getattr(value, field.name) for field in fields(value)}
+    return [
+        f"{key} = {to_toml(here)}"
+        for key, here in plain.items()
+        if here is not None and not is_dataclass(here)
+    ]
+
+
+def to_toml(value: Any) -> str:
+    """One value as TOML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but for DEL, which TOML wants escaped too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(to_toml, value))}]"
+    return repr(value)

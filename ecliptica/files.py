@@ -261,7 +261,8 @@ def lock(path: Path, holder_of: str):
         holder = file.read().strip() or "starting"
         file.close()
         raise InputError(
-            f"{holder_of} is in use by another run ({holder}); wait for it or choose another run.dir"
+            f"{holder_of} is in use by another run ({holder}); "
+            "wait for it or choose another run.dir"
         ) from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

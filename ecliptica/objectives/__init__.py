@@ -6,18 +6,16 @@ check(config): raises InputError for settings that contradict it
 loss(stats, config, kl_weight) -> Terms: sums over the batch's preferences, numbers per sequence in, never a model
 """
 
-from importlib import import_module
-from pkgutil import iter_modules
+from ecliptica.registry import Folder
 
-from model.errors import InputError
+OBJECTIVES = Folder(__name__, __path__, "objective.name", shared=("terms",))
 
-NAMES = tuple(sorted(m.name for m in iter_modules(__path__) if not m.name.startswith("_")))
+
+def configs() -> dict[str, type]:
+    """{name: the dataclass of the section `objective`}."""
+    return {name: module.Config for name, module in OBJECTIVES.all().items()}
 
 
 def get(config):
-    """The objective's module, its settings checked."""
-    if config.name not in NAMES:
-        raise InputError(f"objective.name: expected one of {', '.join(NAMES)}, got {config.name!r}")
-    objective = import_module(f"{__name__}.{config.name}")
-    objective.check(config)
-    return objective
+    """The objective's module."""
+    return OBJECTIVES.get(config.name)

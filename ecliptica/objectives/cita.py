@@ -3,26 +3,38 @@
 The two-way softmax is sigmoid(beta (s+ - s-)), so this is `unified` without its SFT term. lambda > 0 is mandatory.
 """
 
-from ecliptica.objectives import unified
+from dataclasses import dataclass
+
+from ecliptica.config import option
+from ecliptica.objectives import terms, unified
 from model.errors import InputError
+
+
+@dataclass(frozen=True)
+class Config(terms.KLConfig, terms.PreferenceConfig):
+    """The section `objective` with objective.name = "cita"."""
+
+    name: str = "cita"
+    reference_free: bool = option(True, "drop the reference's log-probs from the margin")
+
+    def check(self) -> None:
+        """lambda > 0 is mandatory, but for an ablation."""
+        if self.ablation:
+            return
+        lifts = "objective.ablation=true lifts this and is stamped on every output"
+        if self.kl == "none":
+            raise InputError(f"objective.kl: cita's KL is mandatory, got 'none'; {lifts}")
+        for key in ("kl_weight_start", "kl_weight_end"):
+            value = getattr(self, key)
+            if value <= 0:
+                raise InputError(
+                    f"objective.{key}: expected > 0, got {value}; cita's KL is mandatory "
+                    f"(the paper anneals 0.01 to 0.1); {lifts}"
+                )
+
 
 RESPONSES = 2
 needs_reference = unified.needs_reference
-
-
-def check(config):
-    if config.ablation:
-        return
-    if config.kl == "none":
-        raise InputError(
-            "objective.kl: cita's KL is mandatory, got 'none'; objective.ablation=true lifts this and is stamped on every output"
-        )
-    for key in ("kl_weight_start", "kl_weight_end"):
-        if getattr(config, key) <= 0:
-            raise InputError(
-                f"objective.{key}: expected > 0, got {getattr(config, key)}; cita's KL is mandatory (the paper anneals 0.01 to 0.1); "
-                "objective.ablation=true lifts this and is stamped on every output"
-            )
 
 
 def loss(stats, config, kl_weight):

@@ -1,6 +1,16 @@
 """-log sigmoid(beta ((logp+ - ref+) - (logp- - ref-))); reference_free = true drops the reference, as the paper's section 1 prints it."""
 
-from ecliptica.objectives import _terms
+from dataclasses import dataclass
+
+from ecliptica.objectives import terms
+
+
+@dataclass(frozen=True)
+class Config(terms.PreferenceConfig):
+    """The section `objective` with objective.name = "dpo"."""
+
+    name: str = "dpo"
+
 
 RESPONSES = 2
 
@@ -9,9 +19,5 @@ def needs_reference(config):
     return not config.reference_free
 
 
-def check(config):
-    pass
-
-
 def loss(stats, config, kl_weight):
-    return _terms.combine((1.0, _terms.preference(stats, config, bool(config.reference_free))))
+    return terms.combine((1.0, terms.preference(stats, config, bool(config.reference_free))))

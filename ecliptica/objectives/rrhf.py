@@ -1,18 +1,26 @@
 """RRHF: sum over response pairs with score_i < score_j of max(0, p_i - p_j), p = length-normalised logp, + sft on the best."""
 
+from dataclasses import dataclass
+
 import torch
 
-from ecliptica.objectives import _terms
+from ecliptica.config import choice
+from ecliptica.objectives import terms
+
+
+@dataclass(frozen=True)
+class Config:
+    """The section `objective` with objective.name = "rrhf"."""
+
+    name: str = "rrhf"
+    logp: str = choice("sum", ("sum", "mean"), "of sft's term: mean is normalised by the length")
+
 
 RESPONSES = None
 
 
 def needs_reference(config):
     return False
-
-
-def check(config):
-    pass
 
 
 def loss(stats, config, kl_weight):
@@ -25,7 +33,7 @@ def loss(stats, config, kl_weight):
         0, stats.owner_S, torch.where(worse, (excess < 0).float(), 0).sum(1).detach()
     )
     pairs_P = torch.zeros_like(agree_P).index_add(0, stats.owner_S, worse.float().sum(1))
-    terms = _terms.Terms(
+    ranking = terms.Terms(
         rank,
         {
             "rank": rank.detach(),
@@ -33,4 +41,4 @@ def loss(stats, config, kl_weight):
             "logps/rejected": stats.logp_S.detach()[stats.rejected_P].sum(),
         },
     )
-    return _terms.combine((1.0, terms), (1.0, _terms.sft(stats, config)))
+    return terms.combine((1.0, ranking), (1.0, terms.sft(stats, config)))

@@ -1,6 +1,19 @@
 """sft + lambda_1 * preference + lambda_2 * KL, paper section 1; lambda_1 = preference_weight, lambda_2 = kl_weight, annealed."""
 
-from ecliptica.objectives import _terms
+from dataclasses import dataclass
+
+from ecliptica.config import not_negative, option
+from ecliptica.objectives import terms
+
+
+@dataclass(frozen=True)
+class Config(terms.KLConfig, terms.PreferenceConfig):
+    """The section `objective` with objective.name = "unified"."""
+
+    name: str = "unified"
+    reference_free: bool = option(True, "drop the reference's log-probs from the margin")
+    preference_weight: float = not_negative(1.0, "lambda_1, of the contrastive term")
+
 
 RESPONSES = 2
 
@@ -10,18 +23,14 @@ def needs_reference(config):
 
 
 def _reference_free(config):
-    return config.reference_free is not False
-
-
-def check(config):
-    pass
+    return config.reference_free
 
 
 def loss(stats, config, kl_weight, sft_weight=1.0, preference_weight=None):
     lambda_1 = config.preference_weight if preference_weight is None else preference_weight
-    terms = [(lambda_1, _terms.preference(stats, config, _reference_free(config)))]
+    weighted = [(lambda_1, terms.preference(stats, config, _reference_free(config)))]
     if sft_weight:
-        terms.append((sft_weight, _terms.sft(stats, config)))
+        weighted.append((sft_weight, terms.sft(stats, config)))
     if config.kl != "none":
-        terms.append((kl_weight, _terms.kl(stats, config)))
-    return _terms.combine(*terms)
+        weighted.append((kl_weight, terms.kl(stats, config)))
+    return terms.combine(*weighted)

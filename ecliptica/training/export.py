@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib.metadata import version
 
 import torch
@@ -28,9 +29,7 @@ def record(config, template, steps):
         "base_adapter": config.model.adapter or None,
         "dtype": config.model.dtype,
         "objective": o.name,
-        "beta": o.beta,
-        "kl": o.kl,
-        "kl_weight": [o.kl_weight_start, o.kl_weight_end],
+        "settings": asdict(o),
         "steps": steps,
         "ablation": is_ablation(o),
         "seed": config.training.seed,
@@ -44,7 +43,8 @@ def record(config, template, steps):
 
 def is_ablation(objective):
     """A run whose KL is lifted or is none: stamped, so that its numbers are not taken for the method's."""
-    return objective.ablation or objective.kl in ("printed", "logratio")
+    settings = asdict(objective)
+    return settings.get("ablation", False) or settings.get("kl") in ("printed", "logratio")
 
 
 def export(model, run_dir, config, made, ranks=ALONE):

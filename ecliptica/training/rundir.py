@@ -18,7 +18,11 @@ class RunDir:
     """A run's directory, held by a lock until `release` (or the end of the process, however it ends)."""
 
     def __init__(self, config):
-        self.path, self.text, self.lock = Path(config.run.dir), as_toml(config), None
+        self.path, self.text, self.lock = (
+            Path(config.run.dir),
+            as_toml(config, leave_out=("plan",)),
+            None,
+        )
         directories = [Path(name) for name in (config.model.path, config.model.adapter) if name]
         models = sorted(
             path

@@ -15,5 +15,7 @@ def learning_rate(step, steps, config):
 
 def kl_weight(step, steps, config):
     """lambda: linear from kl_weight_start at the first step to kl_weight_end at the last (paper: 0.01 to 0.1)."""
+    if not hasattr(config, "kl_weight_start"):
+        return 0.0
     share = step / (steps - 1) if steps > 1 else 0.0
     return config.kl_weight_start + share * (config.kl_weight_end - config.kl_weight_start)

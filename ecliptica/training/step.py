@@ -6,17 +6,16 @@ import time
 import torch
 from torch.distributed.tensor import DTensor
 
-from ecliptica.objectives import _terms
 from ecliptica.policy import score
 from ecliptica.training.distributed import ALONE
 
 
 def forward(model, reference, objective, config, batch, kl_weight, grad=True):
     """Terms of one packed batch: sums over its preferences. KL is measured wherever there is a reference, in the loss or not."""
-    stats = score(model, batch, reference, config.kl, grad)
+    stats = score(model, batch, reference, getattr(config, "kl", "exact"), grad)
     terms = objective.loss(stats, config, kl_weight)
     if "kl" not in terms.metrics and stats.kl_S is not None:
-        terms.metrics.update(_terms.kl(stats, config).metrics)
+        terms.metrics.update(terms.kl(stats, config).metrics)
     return terms
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import train
-from ecliptica.config import DataConfig
 from ecliptica.data import formats
+from ecliptica.data.formats.isd import Config as IsdConfig
 from ecliptica.isd import __main__ as isd
 from model import cli
 from model.errors import InputError
@@ -177,7 +177,7 @@ def bank_of(tmp_path, domains=2):
 @pytest.mark.parametrize("scored", [False, True])
 def test_isd_reads_what_isd_build_writes(split, scored, tmp_path):
     bank, scores = str(bank_of(tmp_path)), str(tmp_path / "scores.jsonl")
-    config = DataConfig(
+    config = IsdConfig(
         format="isd",
         isd_instructions=str(tmp_path / "i.toml"),
         isd_rounds=2,
@@ -211,7 +211,7 @@ def test_isd_reads_what_isd_build_writes(split, scored, tmp_path):
 
 
 def test_isd_reads_the_shipped_bank_where_no_path_is_given():
-    read = formats.read("", "isd", config=DataConfig(format="isd"))
+    read = formats.read("", "isd", config=IsdConfig(format="isd"))
     assert len(read) == 80 * 10 * 2 and len({p.prompt for p in read}) == 80
 
 
@@ -239,7 +239,7 @@ dir = "{tmp_path}/run"
     assert f"{bank}: 16 " in capsys.readouterr().err and (tmp_path / "run" / "final").is_dir()
     for key, value, message in (
         ("data.isd_rounds", "0", "data.isd_rounds: expected > 0"),
-        ("data.format", "cita", "data.isd_instructions: for data.format=isd alone"),
+        ("data.format", "cita", "is a directory; expected a file of JSON lines"),
         ("data.train", str(tmp_path / "none"), "no such file"),
         ("data.isd_scores", str(tmp_path / "none"), "no such file"),
     ):

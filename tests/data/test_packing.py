@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ecliptica.config import DataConfig
 from ecliptica.data import packing
 from ecliptica.data.loader import Batches
 from ecliptica.data.packing import pack
+from ecliptica.data.settings import DataConfig
 from ecliptica.data.templates import get_template
 from ecliptica.policy import adapter_off_reference, score
 from ecliptica.schema import Counts, Encoded, Preference

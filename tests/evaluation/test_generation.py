@@ -16,6 +16,7 @@ from ecliptica.evaluation import generations, systems
 from ecliptica.evaluation.metrics import generation_fidelity
 from ecliptica.evaluation.suites.fidelity import Judge
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, Entry, load_bank, load_instructions
+from ecliptica.recipe import Config
 from ecliptica.training import loop
 from model import cli
 from tests.conftest import ROOT, write_jsonl
@@ -64,7 +65,7 @@ def place(tiny, preferences, tmp_path_factory):
         f'[model]\npath = "{tiny}"\ndtype = "float32"\n[data]\ntrain = "{write_jsonl(path / "t.jsonl", preferences)}"\n'
         f'[training]\nmax_steps = 2\nlr = 3e-2\n[run]\ndir = "{path}/run"\n'
     )
-    loop.train(load(path / "r.toml"))
+    loop.train(load(Config, path / "r.toml"))
     return path
 
 

@@ -15,6 +15,7 @@ from ecliptica.evaluation.cells import Cell, Scores
 from ecliptica.evaluation.grid import RIVALS, Grid, dealt_wrongly, distractors, interaction
 from ecliptica.evaluation.metrics import column_accuracy, strict_switch, switch
 from ecliptica.isd.bank import Entry
+from ecliptica.recipe import Config
 from ecliptica.training import loop
 from model import cli
 from model.errors import InputError
@@ -278,7 +279,7 @@ def place(tiny, preferences, tmp_path_factory):
         f'[model]\npath = "{tiny}"\ndtype = "float32"\n[data]\ntrain = "{write_jsonl(path / "t.jsonl", preferences)}"\n'
         f'[training]\nmax_steps = 3\nlr = 1e-2\n[run]\ndir = "{path}/run"\n'
     )
-    loop.train(load(path / "r.toml"))
+    loop.train(load(Config, path / "r.toml"))
     return path
 
 

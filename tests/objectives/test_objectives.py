@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ecliptica import objectives
-from ecliptica.config import ObjectiveConfig
+from ecliptica import config, objectives
+from ecliptica.recipe import Config
 from ecliptica.schema import SequenceStats
 from model.errors import InputError
 
@@ -73,6 +73,12 @@ def written_out(name, s, config):
     return total
 
 
+def settings(**options):
+    """The checked section `objective` of a recipe that says `options`."""
+    table = {"model": {"path": "m"}, "data": {"train": "d"}, "objective": options}
+    return config.from_table(Config, table, "test").objective
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -93,7 +99,7 @@ def written_out(name, s, config):
     ids=lambda o: " ".join(map(str, o.values())),
 )
 def test_loss_and_gradient_equal_the_formula(options):
-    config = ObjectiveConfig(**options)
+    config = settings(**options)
     shape = [2, 3, 4, 2] if config.name == "rrhf" else [1] * 4 if config.name == "sft" else [2] * 5
     stats, wide = numbers(shape, torch.float32), numbers(shape)
     terms = objectives.get(config).loss(stats, config, LAMBDA)
@@ -116,7 +122,7 @@ def test_loss_and_gradient_equal_the_formula(options):
 
 def test_gradient_of_cita_is_the_corrected_one():
     """Errata 1: -beta (1 - P+) (grad s+ - grad s-); the printed -beta [(1 - P+) grad s+ - P+ grad s-] is another number."""
-    stats, config = numbers([2]), ObjectiveConfig(ablation=True, kl="none")
+    stats, config = numbers([2]), settings(ablation=True, kl="none")
     objectives.get(config).loss(stats, config, 0.0).loss.backward()
     p = torch.sigmoid(config.beta * (stats.logp_S[0] - stats.logp_S[1])).item()
     assert torch.allclose(
@@ -136,12 +142,12 @@ def test_saturation_is_the_share_of_preferences_with_p_above_99_percent():
         torch.zeros(4),
         None,
     )
-    config = ObjectiveConfig()
+    config = settings()
     terms = objectives.get(config).loss(stats, config, LAMBDA)
     terms.loss.backward()
     assert terms.metrics["saturated"] == 1 and terms.metrics["rewards/accuracies"] == 2
     assert logp.grad[:2].abs().max() < 1e-4 < 0.04 < logp.grad[2:].abs().min()
-    mean = ObjectiveConfig(logp="mean")
+    mean = settings(logp="mean")
     assert objectives.get(mean).loss(stats, mean, LAMBDA).metrics["saturated"] == 0
 
 
@@ -162,13 +168,13 @@ def test_saturation_is_the_share_of_preferences_with_p_above_99_percent():
 )
 def test_mandatory_kl(options, message):
     with pytest.raises(InputError, match=message):
-        objectives.get(ObjectiveConfig(**options))
+        objectives.get(settings(**options))
     if "name" not in options:
-        objectives.get(ObjectiveConfig(**options, ablation=True))
+        objectives.get(settings(**options, ablation=True))
 
 
 def test_dpo_without_a_move_is_ln_2():
-    stats, config = numbers([2] * 3), ObjectiveConfig(name="dpo")
+    stats, config = numbers([2] * 3), settings(name="dpo")
     still = SequenceStats(
         stats.ref_logp_S,
         stats.tokens_S,

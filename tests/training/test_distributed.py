@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ecliptica import config
 from ecliptica.data.loader import micro_batches
+from ecliptica.recipe import Config
 from ecliptica.schema import Encoded
 from ecliptica.training import distributed, loop
 from model.lora import load_adapter
@@ -38,12 +39,13 @@ CASES = {
 SEVERAL = """
 import sys
 from ecliptica.config import load
+from ecliptica.recipe import Config
 from ecliptica.training.distributed import joined
 from ecliptica.training.loop import train
 with joined() as ranks:
     for line in open(sys.argv[1]):
         recipe, *overrides = line.split()
-        train(load(recipe, overrides), ranks)
+        train(load(Config, recipe, overrides), ranks)
 """
 
 
@@ -106,7 +108,7 @@ def runs(tmp_path_factory, smollm2, preferences):
     assert said.count("resumed after step 4 of 5") == 2
     for case in CASES:
         recipe, *overrides = line(case, f"{case}-1").split()
-        loop.train(config.load(recipe, overrides))
+        loop.train(config.load(Config, recipe, overrides))
     return path
 
 

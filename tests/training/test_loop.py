@@ -11,6 +11,8 @@ import eval as evaluate
 from ecliptica import config, objectives
 from ecliptica.data.loader import load_examples, micro_batches
 from ecliptica.data.templates import get_template
+from ecliptica.objectives import cita
+from ecliptica.recipe import Config, TrainingConfig
 from ecliptica.training import loop, reference, schedules
 from ecliptica.training.step import optimizer_step
 from model.errors import InputError
@@ -46,7 +48,7 @@ def recipe(tmp_path, tiny, preferences):
         f'[model]\npath = "{tiny}"\ndtype = "float32"\n[data]\ntrain = "{data}"\neval = "{data}"\n[lora]\nrank = 4\n'
         f'[training]\nmax_steps = 5\nbatch_preferences = 4\nmicro_preferences = 4\nlr = 1e-2\n[run]\ndir = "{tmp_path}/run"\n'
     )
-    return lambda *overrides: config.load(path, overrides)
+    return lambda *overrides: config.load(Config, path, overrides)
 
 
 def rows(path):
@@ -78,7 +80,7 @@ def test_a_cita_run_writes_what_it_promises(recipe, tmp_path, tiny):
         False,
         5,
     )
-    resolved = config.load(tmp_path / "run" / "config.toml")
+    resolved = config.load(Config, tmp_path / "run" / "config.toml")
     assert resolved == recipe(
         "training.eval_every=2", "training.sample_every=4", "samples.max_new_tokens=4"
     )
@@ -296,14 +298,12 @@ def test_a_run_can_go_on_from_an_adapter_and_its_evaluation_knows(recipe, tmp_pa
 
 
 def test_schedules():
-    training, objective = config.TrainingConfig(lr=1.0, warmup=0.2), config.ObjectiveConfig()
+    training, objective = TrainingConfig(lr=1.0, warmup=0.2), cita.Config()
     assert [schedules.learning_rate(s, 10, training) for s in (0, 1, 2, 6, 9)] == pytest.approx(
         [0.5, 1.0, 1.0, 0.5, 0.5 * (1 + math.cos(math.pi * 7 / 8))]
     )
     assert (
-        schedules.learning_rate(
-            9, 10, config.TrainingConfig(lr=1.0, warmup=0.0, schedule="constant")
-        )
+        schedules.learning_rate(9, 10, TrainingConfig(lr=1.0, warmup=0.0, schedule="constant"))
         == 1.0
     )
     assert [schedules.kl_weight(s, 10, objective) for s in (0, 9)] == pytest.approx([0.01, 0.1])
@@ -394,11 +394,11 @@ def test_a_start_that_made_nothing_leaves_the_directory_to_the_mended_one(
         "data.format=cita",
     ]
     with pytest.raises(InputError, match="no usable line"):
-        loop.train(config.load("demo", [*common, f"data.train={tmp_path / 'bad.jsonl'}"]))
+        loop.train(config.load(Config, "demo", [*common, f"data.train={tmp_path / 'bad.jsonl'}"]))
     assert [path.name for path in run.iterdir()] == ["lock"]
-    loop.train(config.load("demo", [*common, f"data.train={good}"]))
+    loop.train(config.load(Config, "demo", [*common, f"data.train={good}"]))
     with pytest.raises(InputError, match="holds a run of another config"):
-        loop.train(config.load("demo", [*common, f"data.train={good}", "training.lr=0.5"]))
+        loop.train(config.load(Config, "demo", [*common, f"data.train={good}", "training.lr=0.5"]))
 
 
 def test_a_bank_that_changed_under_its_run_is_refused(tiny, tmp_path):
@@ -409,6 +409,7 @@ def test_a_bank_that_changed_under_its_run_is_refused(tiny, tmp_path):
     for name in ("law", "food"):
         (tmp_path / "bank" / f"{name}.jsonl").write_bytes((BANK / f"{name}.jsonl").read_bytes())
     loaded = config.load(
+        Config,
         "demo",
         [f"model.path={tiny}", f"run.dir={tmp_path / 'run'}", f"data.train={tmp_path / 'bank'}"],
     )

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from ecliptica.config import load
+from ecliptica.recipe import Config
 from ecliptica.training import plan
 from model.errors import InputError
 from tests.conftest import ROOT, write_jsonl, write_tiny
@@ -21,7 +22,7 @@ LORA = {
 
 
 def planned(size, *overrides):
-    config = load(f"llama3_{size}_cita", overrides)
+    config = load(Config, f"llama3_{size}_cita", overrides)
     shape, _ = plan.model_shape(config)
     share, steps, _ = plan.data(config, shape)
     return plan.make(config, plan.device(config), shape, share, steps)
@@ -79,7 +80,9 @@ def test_the_cache_on_disk_and_the_bytes_sent_by_hand():
 
 
 def test_what_does_not_fit_says_what_would():
-    text = plan.report(load("llama3_8b_cita", ["plan.gpus=2", "plan.gpu=a100-40gb", "lora.rank=0"]))
+    text = plan.report(
+        load(Config, "llama3_8b_cita", ["plan.gpus=2", "plan.gpu=a100-40gb", "lora.rank=0"])
+    )
     assert "DOES NOT FIT" in text and "what to change:" in text and "lora.rank=16" in text
     last = text.splitlines()[-1].split()
     assert last[0].startswith("plan.gpus=") and last[-1] == "fits"
@@ -95,7 +98,7 @@ def test_what_does_not_fit_says_what_would():
         and not planned("8b", f"plan.gpus={gpus // 2}", *lean).fits
     )
     assert "leaves 448 of 512 GPUs without a preference" in plan.report(
-        load("llama3_8b_cita", ["plan.gpus=512"])
+        load(Config, "llama3_8b_cita", ["plan.gpus=512"])
     )
 
 
@@ -109,7 +112,7 @@ def test_bad_plans(tmp_path, tiny):
         ),
     ):
         with pytest.raises(InputError, match=words):
-            plan.report(load("llama3_8b_cita", overrides))
+            plan.report(load(Config, "llama3_8b_cita", overrides))
     only = tmp_path / "only"  # config.json alone is enough to plan
     only.mkdir()
     (only / "config.json").write_text((tiny / "config.json").read_text())
@@ -117,15 +120,16 @@ def test_bad_plans(tmp_path, tiny):
         tmp_path / "d.jsonl", [{"prompt": "a", "instruction": "b", "chosen": "c", "rejected": "d"}]
     )
     assert "data: none at hand" in plan.report(
-        load("llama3_8b_cita", [f"model.path={only}", f"data.train={data}"])
+        load(Config, "llama3_8b_cita", [f"model.path={only}", f"data.train={data}"])
     )
 
 
 MEASURE = """
 import json, sys
 from ecliptica.config import load
+from ecliptica.recipe import Config
 from ecliptica.training import loop, plan
-config = load(sys.argv[1], sys.argv[2:])
+config = load(Config, sys.argv[1], sys.argv[2:])
 shape, _ = plan.model_shape(config)
 share, steps, _ = plan.data(config, shape)
 found = plan.make(config, None, shape, share, steps).total

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from ecliptica.config import load
+from ecliptica.recipe import Config
 from ecliptica.training import cache, checkpoint, loop
 from model.errors import InputError
 from tests.conftest import write_jsonl
@@ -213,14 +214,14 @@ SHORT = ["training.max_steps=7"]
 @pytest.fixture(scope="module")
 def twin(recipe):
     """The result of a short run in this process that nothing happens to."""
-    loop.train(load(recipe, [f"run.dir={recipe.parent}/twin", *SHORT]))
+    loop.train(load(Config, recipe, [f"run.dir={recipe.parent}/twin", *SHORT]))
     return result(recipe.parent / "twin")
 
 
 @pytest.fixture
 def interrupted(recipe, twin, tmp_path):
     """(config, run directory) of the short run, cut in its sixth step: checkpoints at 2 and 4; and what it should come to."""
-    config = load(recipe, [f"run.dir={tmp_path}/run", *SHORT])
+    config = load(Config, recipe, [f"run.dir={tmp_path}/run", *SHORT])
 
     class Enough(Exception):
         pass
@@ -352,6 +353,7 @@ def test_parameters_that_are_not_finite_are_not_saved(interrupted):
 def test_a_signal_before_the_first_step_ends_in_order(recipe, tmp_path, capsys):
     config, real = (
         load(
+            Config,
             recipe,
             [f"run.dir={tmp_path}/run", "training.reference=cache", "lora.dropout=0", *SHORT],
         ),
@@ -467,6 +469,7 @@ def test_the_reference_cache_is_resumed_checked_and_equal(recipe, tmp_path, caps
     for kind in ("adapter-off", "model", "cache"):
         loop.train(
             load(
+                Config,
                 recipe,
                 [
                     f"run.dir={tmp_path}/{kind}",
@@ -496,7 +499,7 @@ def test_the_reference_cache_is_resumed_checked_and_equal(recipe, tmp_path, caps
     ]
     os.truncate(made[0], 100)
     stamps = [path.stat().st_mtime_ns for path in made]
-    loop.train(load(recipe, [f"run.dir={tmp_path}/second", *shared]))
+    loop.train(load(Config, recipe, [f"run.dir={tmp_path}/second", *shared]))
     assert "2 of 3 parts are there" in capsys.readouterr().err
     assert [path.stat().st_mtime_ns == stamp for path, stamp in zip(made, stamps)] == [
         False,
@@ -510,22 +513,24 @@ def test_the_reference_cache_is_resumed_checked_and_equal(recipe, tmp_path, caps
         InputError,
         match="part-000001.safetensors: .*corrupt and was removed; start the same command again",
     ):
-        loop.train(load(recipe, [f"run.dir={tmp_path}/third", *shared]))
-    loop.train(load(recipe, [f"run.dir={tmp_path}/third", *shared]))
+        loop.train(load(Config, recipe, [f"run.dir={tmp_path}/third", *shared]))
+    loop.train(load(Config, recipe, [f"run.dir={tmp_path}/third", *shared]))
     assert_same(result(tmp_path / "third"), cached)
 
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(
         InputError, match="the reference cache needs .* MiB more, .* are free; make room"
     ):
-        loop.train(load(recipe, [f"run.dir={tmp_path}/fourth", "training.reference=cache"]))
+        loop.train(load(Config, recipe, [f"run.dir={tmp_path}/fourth", "training.reference=cache"]))
 
 
 def test_the_cache_runs_no_reference_and_depends_on_weights_and_data(
     recipe, tmp_path, tiny, monkeypatch
 ):
     config = load(
-        recipe, ["training.reference=cache", "lora.dropout=0", f"run.dir={tmp_path}/run", *SHORT]
+        Config,
+        recipe,
+        ["training.reference=cache", "lora.dropout=0", f"run.dir={tmp_path}/run", *SHORT],
     )
     loop.train(config)
     (first,) = (tmp_path / "run" / "cache").iterdir()

@@ -3,10 +3,27 @@
 data.train gives the pairs of the train split, data.eval those of the dev split in their own wording of the instructions. Settings: data.isd_*.
 """
 
+from dataclasses import dataclass
+
+from ecliptica.config import option, positive, seed
 from ecliptica.data.formats import cita
+from ecliptica.data.settings import DataConfig
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, load_bank, load_instructions
 from ecliptica.isd.hard import read_scores
 from ecliptica.isd.pairs import pairs
+
+
+@dataclass(frozen=True)
+class Config(DataConfig):
+    """The section `data` of a recipe with data.format = "isd"; train is a bank, or empty."""
+
+    isd_instructions: str = option("", "TOML of instructions; empty: the shipped ones")
+    isd_rounds: int = positive(1, "how often a response is chosen against a rejected one of a kind")
+    isd_seed: int = seed(0, "of the pairing")
+    isd_scores: str = option(
+        "", "samples.jsonl of `eval.py switch --split train`: adds the hardest wrong responses"
+    )
+    isd_system: str = option("", "whose scores in that file; empty: the last")
 
 
 def read_file(path, config, split):

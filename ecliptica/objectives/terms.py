@@ -5,6 +5,29 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ecliptica.config import choice, not_negative, option, positive
+
+KL_MODES = ("exact", "printed", "logratio", "none")
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """The keys of a contrastive term."""
+
+    beta: float = positive(0.1, "inverse temperature of the margin")
+    logp: str = choice("sum", ("sum", "mean"), "of a response: mean is normalised by its length")
+    reference_free: bool = option(False, "drop the reference's log-probs from the margin")
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    """The keys of the KL term, lambda KL[policy || reference]."""
+
+    kl: str = choice("exact", KL_MODES, "exact; the others are ablations")
+    kl_weight_start: float = not_negative(0.01, "lambda at the first step; it anneals linearly")
+    kl_weight_end: float = not_negative(0.1, "lambda at the last step")
+    ablation: bool = option(False, "lifts cita's lambda > 0; stamped on every output")
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -60,7 +83,7 @@ def kl(stats, config):
 
     "logratio" is a mean over the two sequences, as its authors have it; the others are sums.
     """
-    total = stats.kl_S.sum() / (2 if config.kl == "logratio" else 1)
+    total = stats.kl_S.sum() / (2 if getattr(config, "kl", "exact") == "logratio" else 1)
     return Terms(total, {"kl": total.detach()})
 
 
