@@ -10,7 +10,7 @@ from gguf.quants import quantize
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 
-from model import import_gguf
+from model import gguf_model, import_gguf
 from model.config import load_config
 from model.llama import rope_frequencies
 from model.tokenizer import load_tokenizer
@@ -75,8 +75,8 @@ def write(path, kind=GGMLQuantizationType.F16, tied=True, **changes):
     writer.add_bos_token_id(0), writer.add_eos_token_id(0)
     if "freqs" in changes:
         writer.add_tensor("rope_freqs.weight", changes["freqs"])
-    back = {v: k for k, v in import_gguf.NAMES.items()}
-    top = {v: k for k, v in import_gguf.TOP.items()}
+    back = {v: k for k, v in gguf_model.NAMES.items()}
+    top = {v: k for k, v in gguf_model.TOP.items()}
     for name, value in tensors.items():
         part = name.split(".", 3)
         stored = top.get(name) or f"blk.{part[2]}.{back[part[3].removesuffix('.weight')]}.weight"
