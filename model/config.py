@@ -102,7 +102,7 @@ def _check_architecture(raw: dict[str, Any], path: Path) -> None:
     """Raises InputError for what is no plain LLaMA."""
     if raw.get("model_type") != "llama":
         raise InputError(
-            f"{path}: model_type is {raw.get('model_type')!r}; this model is 'llama' "
+            f"{path}: model_type is {raw.get('model_type')!r:.80}; this model is 'llama' "
             "(LlamaForCausalLM) only"
         )
     for key, only in ONLY.items():
@@ -206,7 +206,7 @@ def _one_scaling(place: str, settings: dict[str, Any], path: Path) -> dict[str, 
     kind = _agreed({f"{place}.{key}": value for key, value in kinds.items()}, path, "default")
     if kind not in ("default", "llama3"):
         raise InputError(
-            f"{path}: RoPE type {kind!r} is not supported; expected 'default' or 'llama3'"
+            f"{path}: RoPE type {kind!r:.80} is not supported; expected 'default' or 'llama3'"
         )
     fields = ROPE_FIELDS if kind == "llama3" else ()
 
