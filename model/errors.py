@@ -2,6 +2,9 @@
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line: what, where, what was expected, what to do. Commands print it and exit 2."""
+    """Bad input. The message is one line: what, where, what was expected, what to do.
+
+    Commands print it and exit with 2.
+    """
 
     elsewhere = False  # another process of the same run prints it

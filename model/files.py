@@ -103,19 +103,29 @@ _decoder = json.JSONDecoder(parse_constant=_no_number, parse_float=_number, pars
 def replaced_directory(path: str | Path) -> Iterator[Path]:
     """A temporary directory beside `path` that takes its name only if the block ends well.
 
-    A cut leaves the old one whole.
+    A cut leaves the old one whole, and a failure leaves nothing that was not there before. A link
+    stays one: what it points to is replaced.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(os.path.realpath(path))
+    if not path.name:
+        raise InputError(f"{path}: expected the name of a directory that can be replaced")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process of the same number
+        temporary.mkdir()
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(replaced)
         temporary.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in new_parents:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def replace_text(path: Path, text: str) -> None:

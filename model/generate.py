@@ -1,107 +1,170 @@
-"""Generation with a KV cache: prompts of unequal length in one batch, greedy, temperature, top-p.
+"""Generation with a KV cache: prompts of unequal length in one batch; greedy, temperature, top-p.
 
-Letters: N prompts, L cache length, K kv heads, G query heads per kv head, E head width.
+Letters: N prompts, T tokens of all prompts, L cache length, K kv heads, G query heads per kv head,
+E head width, D hidden, V vocabulary.
 """
+
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from model.attention import packed_attention
+from model.attention import Attend, packed_attention
+from model.errors import InputError
+from model.llama import Llama
+
+Ids = list[int]
 
 
 class Cache:
-    """Keys and values of every layer, [N, K, L, E] each. Row n is filled up to length_N[n]."""
+    """Keys and values of every layer, [N, K, L, E] each. A row is filled up to its own length."""
 
-    def __init__(self, model, rows, length):
-        c, device = model.config, model.head_weight_VD.device
+    def __init__(self, model: Llama, rows: int, length: int) -> None:
+        c = model.config
         shape = (c.num_hidden_layers, rows, c.num_key_value_heads, length, c.head_dim)
-        self.k, self.v = (torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(2))
+        device = model.head_weight_VD.device
+        self.k = torch.zeros(shape, dtype=model.dtype, device=device)
+        self.v = torch.zeros(shape, dtype=model.dtype, device=device)
 
 
-def common_prefix(prompts):
-    """Tokens that all prompts start with, leaving at least one of its own to each."""
+# Prompts
+
+
+def common_prefix(prompts: Sequence[Ids]) -> int:
+    """How many tokens all prompts start with, leaving at least one of its own to each."""
     first, last = min(prompts), max(prompts)
     limit = min(map(len, prompts)) - 1
     return next((n for n in range(limit) if first[n] != last[n]), limit)
 
 
-def prefill(model, cache, prompts):
-    """Run the prompts, fill the cache, return the hidden state after each prompt's last token [N, D].
+def prefill(model: Llama, cache: Cache, prompts: Sequence[Ids]) -> torch.Tensor:
+    """Run the prompts and fill the cache: hidden states after each prompt's last token [N, D].
 
-    A prefix that all share runs once when that saves more than it costs in masked attention; the packed layout does it:
-    the prefix is the document's prompt, each remainder a branch.
+    A prefix that all share runs once when that saves more than it costs in masked attention. The
+    packed layout does it: the prefix is the document's prompt, each remainder a branch.
     """
-    device, N = cache.k.device, len(prompts)
-    shared = common_prefix(prompts)
-    if shared * (N - 1) < sum(len(p) - shared for p in prompts):
-        shared = 0
+    shared = _worthwhile_prefix(prompts)
     rests = [prompt[shared:] for prompt in prompts]
-    row_T = torch.repeat_interleave(torch.arange(N), torch.tensor([len(rest) for rest in rests]))
-    position_T = torch.cat([torch.arange(shared, len(prompt)) for prompt in prompts])
-    tokens_T = torch.tensor(
-        prompts[0][:shared] + [token for rest in rests for token in rest], device=device
-    )
-    zeros = torch.zeros(shared, dtype=torch.int64)
-    positions = torch.cat([torch.arange(shared), position_T]).to(device)
-    if shared:  # one document, one branch a prompt
-        document, branch = torch.zeros_like(positions), torch.cat([zeros, row_T + 1]).to(device)
-    else:  # one document a prompt
-        document, branch = row_T.to(device), torch.zeros_like(positions)
-    attend, row_T, position_T = (
-        packed_attention(document, branch),
-        row_T.to(device),
-        position_T.to(device),
-    )
+    lengths = torch.tensor([len(rest) for rest in rests])
 
-    def keep(layer, q_THE, k_TKE, v_TKE):
-        for store, x in ((cache.k[layer], k_TKE), (cache.v[layer], v_TKE)):
-            store[:, :, :shared] = x[:shared].transpose(0, 1)
-            store[row_T, :, position_T] = x[shared:]
+    # The shared tokens first, then every remainder: which prompt each token is of, and where in it.
+    row_T = torch.repeat_interleave(torch.arange(len(prompts)), lengths)
+    own_position_T = torch.cat([torch.arange(shared, len(prompt)) for prompt in prompts])
+    tokens_T = torch.tensor(prompts[0][:shared] + [token for rest in rests for token in rest])
+    positions_T = torch.cat([torch.arange(shared), own_position_T])
+    if shared:  # one document, one branch a prompt
+        document_T = torch.zeros_like(positions_T)
+        branch_T = torch.cat([torch.zeros(shared, dtype=torch.int64), row_T + 1])
+    else:  # one document a prompt
+        document_T = row_T
+        branch_T = torch.zeros_like(positions_T)
+
+    device = cache.k.device
+    attend = packed_attention(document_T.to(device), branch_T.to(device))
+    filling = _filling(cache, attend, shared, row_T.to(device), own_position_T.to(device))
+    hidden_TD = model.forward_hidden(tokens_T.to(device), positions_T.to(device), filling)
+    last_N = lengths.to(device).cumsum(0) - 1 + shared
+    return hidden_TD[last_N]
+
+
+def _worthwhile_prefix(prompts: Sequence[Ids]) -> int:
+    """common_prefix where running it once saves tokens; 0 otherwise."""
+    shared = common_prefix(prompts)
+    saved = shared * (len(prompts) - 1)
+    rest = sum(len(prompt) - shared for prompt in prompts)
+    return shared if saved >= rest else 0
+
+
+def _filling(
+    cache: Cache,
+    attend: Attend,
+    shared: int,
+    row_T: torch.Tensor,
+    position_T: torch.Tensor,
+) -> Attend:
+    """`attend`, also writing keys and values: the shared ones to every row of the cache."""
+
+    def keep(
+        layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor
+    ) -> torch.Tensor:
+        for stored_NKLE, x_TKE in ((cache.k[layer], k_TKE), (cache.v[layer], v_TKE)):
+            stored_NKLE[:, :, :shared] = x_TKE[:shared].transpose(0, 1)
+            stored_NKLE[row_T, :, position_T] = x_TKE[shared:]
         return attend(layer, q_THE, k_TKE, v_TKE)
 
-    hidden_TD = model.forward_hidden(tokens_T, positions, keep)
-    ends = torch.tensor([len(rest) for rest in rests], device=device).cumsum(0) - 1 + shared
-    return hidden_TD[ends]
+    return keep
 
 
-def decode_attention(cache, length_N):
-    """Attention of one new token a row, at position length_N: the cache up to and with it. Query heads of a kv head go as rows."""
-    rows = torch.arange(len(length_N), device=length_N.device)
+# Answers
+
+
+def decode_attention(cache: Cache, length_N: torch.Tensor) -> Attend:
+    """Attention of one new token a row, at position length_N: the cache up to and with it.
+
+    Query heads of a kv head go as rows.
+    """
+    rows_N = torch.arange(len(length_N), device=length_N.device)
     used = int(length_N.max()) + 1
-    mask = (torch.arange(used, device=length_N.device) <= length_N[:, None])[:, None, None]
+    mask_NL = torch.arange(used, device=length_N.device) <= length_N[:, None]
+    mask_N11L = mask_NL[:, None, None]
 
-    def attend(layer, q_NHE, k_NKE, v_NKE):
-        for store, x in ((cache.k[layer], k_NKE), (cache.v[layer], v_NKE)):
-            store[rows, :, length_N] = x
+    def attend(
+        layer: int, q_NHE: torch.Tensor, k_NKE: torch.Tensor, v_NKE: torch.Tensor
+    ) -> torch.Tensor:
+        for stored_NKLE, x_NKE in ((cache.k[layer], k_NKE), (cache.v[layer], v_NKE)):
+            stored_NKLE[rows_N, :, length_N] = x_NKE
         q_NKGE = q_NHE.unflatten(1, (k_NKE.shape[1], -1))
-        out = F.scaled_dot_product_attention(
-            q_NKGE, cache.k[layer][:, :, :used], cache.v[layer][:, :, :used], attn_mask=mask
-        )
-        return out.flatten(1, 2)
+        k_NKLE = cache.k[layer][:, :, :used]
+        v_NKLE = cache.v[layer][:, :, :used]
+        out_NKGE = F.scaled_dot_product_attention(q_NKGE, k_NKLE, v_NKLE, attn_mask=mask_N11L)
+        return out_NKGE.flatten(1, 2)
 
     return attend
 
 
-def choose(logits_NV, temperature, top_p, generators):
-    """Next tokens [N]. temperature 0: the most likely; else sampled from the smallest set of probability >= top_p, a generator a row."""
-    if temperature == 0:
+def choose(
+    logits_NV: torch.Tensor,
+    temperature: float,
+    top_p: float,
+    generators: Sequence[torch.Generator],
+) -> torch.Tensor:
+    """Next tokens [N].
+
+    temperature 0: the most likely; else sampled from the smallest set of probability >= top_p, a
+    generator a row.
+    """
+    scaled_NV = logits_NV.float() / temperature if temperature else logits_NV
+    # So cold that the quotient is beyond float32: only the most likely is left.
+    if temperature == 0 or not scaled_NV.isfinite().all():
         return logits_NV.argmax(-1)
-    probs, order = (logits_NV.float() / temperature).softmax(-1).sort(-1, descending=True)
-    probs[probs.cumsum(-1) - probs >= top_p] = 0
-    picked = torch.stack(
-        [torch.multinomial(row.cpu(), 1, generator=g) for row, g in zip(probs, generators)]
+    probs_NV, order_NV = scaled_NV.softmax(-1).sort(-1, descending=True)
+    before_NV = probs_NV.cumsum(-1) - probs_NV
+    probs_NV[before_NV >= top_p] = 0
+    picked_N1 = torch.stack(
+        [
+            torch.multinomial(probs_V.cpu(), 1, generator=generator)
+            for probs_V, generator in zip(probs_NV, generators)
+        ]
     )
-    return order.gather(1, picked.to(order.device))[:, 0]
+    return order_NV.gather(1, picked_N1.to(order_NV.device))[:, 0]
 
 
 @torch.no_grad()
 def generate(
-    model, prompts, max_new_tokens, stop_ids, temperature=0.0, top_p=1.0, seeds=None, agreed=bool
-):
-    """Continue each prompt (list of token ids) by at most `max_new_tokens`; the stop token is not in the result.
+    model: Llama,
+    prompts: Sequence[Ids],
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seeds: Sequence[int] | None = None,
+    agreed: Callable[[torch.Tensor], bool] = bool,
+) -> list[Ids]:
+    """Continue each prompt by at most `max_new_tokens`; the stop token is not in the result.
 
-    seeds: one a row (None: 0, 1, ...); a row samples with its own generator, so its text does not depend on its neighbours.
-    agreed(done): whether to stop, given whether every row here is done; with a sharded model ranks must stop together.
+    seeds: one a row (None: 0, 1, ...); a row samples with its own generator, so its text does not
+    depend on its neighbours. agreed(done): whether to stop, given whether every row here is done;
+    with a sharded model ranks must stop together. Raises InputError if the model computes NaN.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
@@ -111,14 +174,28 @@ def generate(
     stops = torch.tensor(sorted(stop_ids), device=device, dtype=torch.int64)
     length_N = torch.tensor([len(prompt) for prompt in prompts], device=device)
     done_N = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    hidden_ND, made = prefill(model, cache, prompts), []
-    head_VD = model.head_weight_VD.to(model.dtype)  # after a forward, which gathers a sharded head
+
+    # The head is read after a forward, which gathers a sharded one.
+    hidden_ND = prefill(model, cache, prompts)
+    head_VD = model.head_weight_VD.to(model.dtype)
+    chosen = []
     for _ in range(max_new_tokens):
+        _check_finite(hidden_ND)
         tokens_N = choose(F.linear(hidden_ND, head_VD), temperature, top_p, generators)
         done_N = done_N | torch.isin(tokens_N, stops)
-        made.append(torch.where(done_N, -1, tokens_N))
+        chosen.append(torch.where(done_N, -1, tokens_N))
         if agreed(done_N.all()):
             break
         hidden_ND = model.forward_hidden(tokens_N, length_N, decode_attention(cache, length_N))
         length_N = length_N + 1
-    return [[token for token in row if token >= 0] for row in torch.stack(made, 1).tolist()]
+    tokens_by_row = torch.stack(chosen, 1).tolist()
+    return [[token for token in row if token >= 0] for row in tokens_by_row]
+
+
+def _check_finite(hidden_ND: torch.Tensor) -> None:
+    """An argmax over NaN is a token like any other: said here, not answered with."""
+    if not hidden_ND.isfinite().all():
+        raise InputError(
+            f"the model computes NaN or infinity in {hidden_ND.dtype}; its weights overflowed in "
+            "training, or need a wider dtype: try float32"
+        )

@@ -1,7 +1,11 @@
-"""LoRA by hand: y = W x + (alpha / r) B A x, A and B float32, W frozen. Files in PEFT's layout, both ways."""
+"""LoRA by hand: y = W x + (alpha / r) B A x, A and B float32, W frozen. PEFT's files, both ways.
+
+Letters: D inputs of a layer, F its outputs, R the rank; A is [R, D], B is [F, R].
+"""
 
 import json
 import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,13 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.adapter_config import FILE
+from model.adapters import PREFIX, SIDES, WEIGHTS, Adapter, Pair, joined, linear_layers
 from model.errors import InputError
-from model.files import read_json
-from model.llama import Linear
-from model.weights import assign, kept_rows, meta_model, opened, write_tensors
+from model.llama import Linear, Llama
+from model.shards import assign, kept_rows
+from model.tensors import write_tensors
+from model.weights import Edit, meta_model
 
-PREFIX = "base_model.model."  # PEFT wraps twice; its files carry the names of both wrappers
-UNSUPPORTED = {
+# Keys that PEFT writes and that say "plain LoRA on all layers of these names".
+PLAIN = {
     "use_dora": False,
     "use_rslora": False,
     "bias": "none",
@@ -28,25 +35,24 @@ UNSUPPORTED = {
 
 
 class LoRALinear(nn.Module):
-    """A frozen Linear and its low-rank update. `enabled = False` gives the base layer, bit for bit."""
+    """A frozen Linear and its low-rank update. Not `enabled`, it is the base layer, bit for bit."""
 
-    def __init__(self, base, rank, alpha, dropout=0.0):
+    def __init__(self, base: Linear, rank: int, alpha: float, dropout: float = 0.0) -> None:
         super().__init__()
         device = base.weight.device
         outputs, inputs = base.weight.shape
-        self.base, self.rank, self.alpha, self.scale, self.dropout = (
-            base,
-            rank,
-            alpha,
-            alpha / rank,
-            dropout,
-        )
+        self.base = base
+        self.rank = rank
+        self.alpha = alpha
+        self.scale = alpha / rank
+        self.dropout = dropout
         # float32: an AdamW step of lr 1e-5 on a bfloat16 weight of size 0.1 is rounded away
         self.lora_A = nn.Parameter(torch.empty(rank, inputs, device=device))
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank, device=device))
         self.enabled = True
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., F]."""
         y = self.base(x)
         if not self.enabled:
             return y
@@ -54,39 +60,53 @@ class LoRALinear(nn.Module):
         return y + F.linear(low, (self.scale * self.lora_B).to(x.dtype))
 
 
-def add_lora(model, rank, alpha, targets, dropout=0.0, seed=0):
-    """Replace every Linear whose last name is in `targets`. A is drawn as in PEFT (Kaiming uniform), B = 0.
+# Layers
 
-    Only A and B are trained: everything else is frozen. On the meta device only the layers are made: `draw_lora` fills them
-    after the model has storage. Raises InputError if a target names no layer.
+
+def add_lora(
+    model: Llama,
+    rank: int,
+    alpha: float,
+    targets: Iterable[str],
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Llama:
+    """Replace every Linear whose last name is in `targets`.
+
+    A is drawn as in PEFT (Kaiming uniform), B = 0. Only A and B are trained: everything else is
+    frozen. On the meta device only the layers are made: `draw_lora` fills them after the model has
+    storage. Raises InputError if a target names no layer.
     """
     model.requires_grad_(False)
-    found = set()
-    for name, module in list(model.named_modules()):
-        parent, _, leaf = name.rpartition(".")
-        if (
-            leaf not in targets or not isinstance(module, Linear) or leaf == "lm_head"
-        ):  # the head is the fused kernel's
-            continue
-        setattr(model.get_submodule(parent), leaf, LoRALinear(module, rank, alpha, dropout))
-        found.add(leaf)
-    if absent := sorted(set(targets) - found):
-        known = sorted(
-            {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, Linear)}
-            - {"lm_head"}
-        )
+    linears = linear_layers(model)
+    leaves = {name: name.rpartition(".")[2] for name in linears}
+    absent = sorted(set(targets) - set(leaves.values()))
+    if absent:
+        known = ", ".join(sorted(set(leaves.values())))
         raise InputError(
-            f"lora.targets: no layer is named {', '.join(absent)}; this model has {', '.join(known)}"
+            f"lora.targets: no layer is named {', '.join(absent)}; this model has {known}"
         )
+    for name, linear in linears.items():
+        if leaves[name] in targets:
+            _replace(model, name, LoRALinear(linear, rank, alpha, dropout))
     return model if model.head_weight_VD.is_meta else draw_lora(model, seed)
 
 
-def draw_lora(model, seed):
-    """The starting values of every adapter. A shard gets its rows of the same draw, so the number of ranks changes nothing."""
+def _replace(model: Llama, name: str, layer: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layer)
+
+
+def draw_lora(model: Llama, seed: int) -> Llama:
+    """The starting values of every adapter.
+
+    A shard gets its rows of the same draw, so the number of ranks changes nothing.
+    """
     generator = torch.Generator().manual_seed(seed)
     for layer in lora_layers(model).values():
-        for side in ("lora_A", "lora_B"):
-            parameter, device = getattr(layer, side), layer.base.weight.device
+        device = layer.base.weight.device
+        for side in SIDES:
+            parameter = getattr(layer, side)
             value = torch.zeros(parameter.shape)
             if side == "lora_A":
                 bound = 1 / math.sqrt(parameter.shape[1])
@@ -96,15 +116,24 @@ def draw_lora(model, seed):
     return model
 
 
-def lora_layers(model):
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """{layer name in the Hugging Face tree: LoRALinear}."""
     return {
         name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
     }
 
 
+def lora_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of every A and B."""
+    return [
+        (f"{name}.{side}", getattr(layer, side))
+        for name, layer in lora_layers(model).items()
+        for side in SIDES
+    ]
+
+
 @contextmanager
-def adapters_off(model):
+def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
     """Inside the block the model is its base: the frozen reference of a LoRA run."""
     layers = lora_layers(model).values()
     before = [layer.enabled for layer in layers]
@@ -117,121 +146,103 @@ def adapters_off(model):
             layer.enabled = enabled
 
 
-def merge_lora(model):
-    """Fold every update into its weight, W + (alpha / r) B A, summed in float32, and take the adapters out."""
+def merge_lora(model: Llama) -> Llama:
+    """Fold every update into its weight and take the adapters out.
+
+    W + (alpha / r) B A, summed in float32.
+    """
     for name, layer in lora_layers(model).items():
         weight = layer.base.weight.data
-        weight.copy_(
-            (weight.float() + layer.scale * layer.lora_B.data @ layer.lora_A.data).to(weight.dtype)
-        )
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer.base)
+        update = layer.scale * layer.lora_B.data @ layer.lora_A.data
+        weight.copy_((weight.float() + update).to(weight.dtype))
+        _replace(model, name, layer.base)
     return model
 
 
-def lora_parameters(model):
-    """(name, parameter) of every A and B."""
-    return [
-        (f"{name}.{side}", getattr(layer, side))
-        for name, layer in lora_layers(model).items()
-        for side in ("lora_A", "lora_B")
-    ]
+# Files
 
 
-def save_adapter(model, out_dir, base_model, tensors=None):
-    """adapter_config.json and adapter_model.safetensors as PEFT writes them (float32). tensors: (name, tensor) of `lora_parameters`,
-    gathered, if the model is sharded."""
-    out_dir, layers = Path(out_dir), lora_layers(model)
-    tensors = {
-        f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous()
-        for name, tensor in tensors or lora_parameters(model)
-    }
-    first = next(iter(layers.values()))
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base_model),
-        "inference_mode": True,
-        "r": first.rank,
-        "lora_alpha": first.alpha,
-        "lora_dropout": first.dropout,
-        "init_lora_weights": True,
-        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
-        **UNSUPPORTED,
-    }
-    write_tensors(tensors, out_dir / "adapter_model.safetensors")
-    (out_dir / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+def load_adapter(model: Llama, adapter_dir: str | Path) -> Llama:
+    """Add the adapter in `adapter_dir` (ours or PEFT's) to a model without one.
 
-
-def read_adapter(adapter_dir):
-    """(adapter_config, {tensor name: tensor}) of an adapter directory, ours or PEFT's. Raises InputError for a kind that is not supported."""
-    path = Path(adapter_dir) / "adapter_config.json"
-    config = read_json(path)
-    if config.get("peft_type") != "LORA":
-        raise InputError(
-            f"{path}: peft_type is {config.get('peft_type')!r}; only LORA adapters are supported"
+    Raises InputError naming what does not fit.
+    """
+    adapter = Adapter(adapter_dir, model)
+    config = adapter.config
+    linears = linear_layers(model)
+    model.requires_grad_(False)
+    for name, (A_RD, B_FR) in adapter.pairs.items():
+        layer = LoRALinear(
+            linears[name], config.rank_of(name), config.alpha_of(name), config.dropout
         )
-    for key, plain in UNSUPPORTED.items():
-        if config.get(key) not in (plain, None) and config[key] != []:
-            raise InputError(
-                f"{path}: {key} = {config[key]!r} is not supported; expected {plain!r}"
-            )
-    with opened(Path(adapter_dir) / "adapter_model.safetensors") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    return config, tensors
+        layer.lora_A.data.copy_(A_RD)
+        layer.lora_B.data.copy_(B_FR)
+        _replace(model, name, layer)
+    return model
 
 
-def adapter_rows(model_dir, adapter_dir):
-    """The edit of model.weights.fill that merges an adapter while reading: W + (alpha / r) B A, in float32, rows of a shard too."""
-    load_adapter(meta_model(model_dir), adapter_dir)  # says what does not fit
-    config, tensors = read_adapter(adapter_dir)
-    scale = config["lora_alpha"] / config["r"]
+def adapter_rows(model_dir: str | Path, adapter_dir: str | Path) -> Edit:
+    """The edit of model.weights.fill that merges an adapter while reading.
 
-    def merged(name, rows, first):
-        key = PREFIX + name.removesuffix(".weight")
-        if f"{key}.lora_A.weight" not in tensors:
+    W + (alpha / r) B A, in float32, rows of a shard too.
+    """
+    adapter = Adapter(adapter_dir, meta_model(model_dir))
+
+    def merged(name: str, rows: torch.Tensor, first: int) -> torch.Tensor:
+        layer = name.removesuffix(".weight")
+        if layer not in adapter.pairs:
             return rows
-        A, B = (tensors[f"{key}.{side}.weight"].float() for side in ("lora_A", "lora_B"))
-        return rows.float() + scale * B[first : first + len(rows)] @ A
+        A_RD, B_FR = (tensor.float() for tensor in adapter.pairs[layer])
+        scale = adapter.config.scale_of(layer)
+        return rows.float() + scale * B_FR[first : first + len(rows)] @ A_RD
 
     return merged
 
 
-def load_adapter(model, adapter_dir):
-    """Add the adapter in `adapter_dir` (ours or PEFT's) to a model without one. Raises InputError naming what does not fit."""
-    config, tensors = read_adapter(adapter_dir)
-    file_path = Path(adapter_dir) / "adapter_model.safetensors"
-    targets = sorted(
-        {
-            name.split(".")[-3]
-            for name in tensors
-            if name.endswith((".lora_A.weight", ".lora_B.weight"))
-        }
+def save_adapter(
+    model: Llama,
+    out_dir: str | Path,
+    base_model: str | Path,
+    tensors: Iterable[tuple[str, torch.Tensor]] | None = None,
+    first_dir: str | Path | None = None,
+) -> None:
+    """adapter_config.json and adapter_model.safetensors as PEFT writes them (float32).
+
+    base_model: the directory of the base, written down as an absolute path. tensors: (name, tensor)
+    of `lora_parameters`, gathered, if the model is sharded. first_dir: the adapter that was merged
+    into the base before these layers were trained; what is written then holds both, relative to
+    `base_model`.
+    """
+    trained = next(iter(lora_layers(model).values()))
+    rank, alpha = trained.rank, trained.alpha
+    values = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in tensors or lora_parameters(model)
+    }
+    if first_dir:
+        base = meta_model(base_model)
+        second = {name: _pair(values, name) for name in lora_layers(model)}
+        rank, values = joined(base, Adapter(first_dir, base), second, trained.scale)
+        alpha = rank  # at scale 1: the scales are in B
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(Path(base_model).absolute()),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": trained.dropout,
+        "init_lora_weights": True,
+        "target_modules": sorted({name.split(".")[-2] for name in values}),
+        **PLAIN,
+    }
+    out_dir = Path(out_dir)
+    write_tensors(
+        {f"{PREFIX}{name}.weight": tensor for name, tensor in values.items()}, out_dir / WEIGHTS
     )
-    if not targets or not all(
-        isinstance(config.get(key), (int, float)) and config[key] > 0 for key in ("r", "lora_alpha")
-    ):
-        raise InputError(
-            f"{adapter_dir}: no LoRA tensors, or no positive r and lora_alpha in adapter_config.json"
-        )
-    add_lora(
-        model, config["r"], config["lora_alpha"], targets, float(config.get("lora_dropout") or 0.0)
-    )
-    for name, layer in lora_layers(model).items():
-        for side in ("lora_A", "lora_B"):
-            key, parameter = f"{PREFIX}{name}.{side}.weight", getattr(layer, side)
-            if key not in tensors:
-                raise InputError(
-                    f"{file_path}: the tensor {key} is missing; was the adapter made for another model?"
-                )
-            tensor = tensors.pop(key)
-            if tensor.shape != parameter.shape:
-                raise InputError(
-                    f"{file_path}: {key} has shape {list(tensor.shape)}; this model needs {list(parameter.shape)}"
-                )
-            parameter.data.copy_(tensor)
-    if tensors:
-        raise InputError(
-            f"{file_path}: {sorted(tensors)[0]} fits no layer of this model ({len(tensors)} such tensors)"
-        )
-    return model
+    (out_dir / FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _pair(values: dict[str, torch.Tensor], layer: str) -> Pair:
+    """(A [R, D], B [F, R]) of one layer."""
+    return tuple(values[f"{layer}.{side}"] for side in SIDES)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from model import import_gguf
 from model.config import load_config
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
-from model.weights import COMPANIONS
+from model.weights import copy_companions
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -71,9 +70,7 @@ def write_tiny(path, smollm2, seed=0, **changes):
     """A random tiny LLaMA with SmolLM2's tokenizer: llama3 RoPE scaling, head_dim != D / H, grouped queries."""
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(TINY | changes))
-    for name in COMPANIONS:
-        if (smollm2 / name).exists():
-            shutil.copyfile(smollm2 / name, path / name)
+    copy_companions(smollm2, path)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, parameter in Llama(load_config(path)).named_parameters():

@@ -10,12 +10,13 @@ import torch
 
 from ecliptica.data.templates import Template, as_text, get_template, render_context
 from ecliptica.files import read_json
-from ecliptica.training.export import RECORD
+from ecliptica.training.export import RECORD, recorded_path
+from model.devices import pick_device
 from model.errors import InputError
 from model.llama import Llama
 from model.lora import adapters_off, load_adapter, merge_lora
 from model.tokenizer import Tokenizer, load_tokenizer
-from model.weights import load_model, pick_device
+from model.weights import load_model
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def record(args):
     for directory in filter(None, (args.model, args.adapter)):
         if (Path(directory) / RECORD).exists():
             made = read_json(Path(directory) / RECORD)
+            if made.get("base_adapter"):  # an export from before exports stood by themselves
+                made["base_adapter"] = str(recorded_path(made["base_adapter"], Path(directory)))
             if args.template not in ("none", made["template"]):
                 raise InputError(
                     f"--template {args.template}: {directory} was trained with {made['template']}; use --template {made['template']}"

@@ -1,37 +1,47 @@
-"""What a run leaves behind: `final/`, loadable by peft or transformers, and the record of how it was made."""
+"""What a run leaves behind: `final/`, loadable by peft or transformers, and its record."""
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from ecliptica.data.templates import as_text, render_context
-from ecliptica.files import replaced_directory
-from ecliptica.training.distributed import ALONE
+from ecliptica.config import Config
+from ecliptica.data.templates import Template, as_text, render_context
+from ecliptica.files import read_json, replaced_directory
+from ecliptica.training.distributed import ALONE, Ranks
 from model.errors import InputError
+from model.llama import Llama
 from model.lora import lora_layers, lora_parameters, save_adapter
-from model.weights import copy_tokenizer, save_tensors, whole
+from model.shards import whole
+from model.weights import copy_companions, save_tensors
 
 RECORD = "ecliptica.json"
 
 
-def record(config, template, steps):
-    """What somebody needs to use the export rightly: template, base model, objective, and whether it was an ablation."""
+def record(config: Config, template: Template, steps: int) -> dict[str, Any]:
+    """What somebody needs to use the export rightly, and where it came from.
+
+    Template, base model, objective, and whether it was an ablation. Paths are absolute: they mean
+    the same from every directory.
+    """
     text = as_text(render_context(template, "{prompt}", "{instruction}"))
-    o = config.objective
+    objective = config.objective
     return {
         "template": template.name,
         "template_text": text,
         "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "base_model": config.model.path,
-        "base_adapter": config.model.adapter or None,
+        "base_model": _absolute(config.model.path),
+        "started_from": _absolute(config.model.adapter) if config.model.adapter else None,
         "dtype": config.model.dtype,
-        "objective": o.name,
-        "settings": asdict(o),
+        "objective": objective.name,
+        "settings": asdict(objective),
         "steps": steps,
-        "ablation": is_ablation(o),
+        "ablation": is_ablation(objective),
         "seed": config.training.seed,
         "versions": {
             "torch": torch.__version__,
@@ -41,46 +51,93 @@ def record(config, template, steps):
     }
 
 
-def is_ablation(objective):
-    """A run whose KL is lifted or is none: stamped, so that its numbers are not taken for the method's."""
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+def is_ablation(objective: Any) -> bool:
+    """A run whose KL is lifted or is none.
+
+    Stamped, so that its numbers are not taken for the method's.
+    """
     settings = asdict(objective)
     return settings.get("ablation", False) or settings.get("kl") in ("printed", "logratio")
 
 
-def export(model, run_dir, config, made, ranks=ALONE):
-    """Write run_dir/final: the adapter in PEFT's layout, or the whole model in Hugging Face's, all or nothing. Collective: rank 0
-    writes what all ranks gather, a tensor at a time."""
-    lora = bool(lora_layers(model))
-    pieces = (
-        (name, whole(p))
-        for name, p in (lora_parameters(model) if lora else model.named_parameters())
+def check_stands_by_itself(adapter_dir: str | Path) -> None:
+    """Raises InputError for an export of the past that is relative to yet another adapter."""
+    path = Path(adapter_dir) / RECORD
+    base_adapter = read_json(path).get("base_adapter") if path.exists() else None
+    if base_adapter:
+        raise InputError(
+            f"{path}: this adapter is relative to another one, {base_adapter}; finish that run "
+            "again, its export then stands by itself"
+        )
+
+
+def recorded_path(written: str, record_dir: Path) -> Path:
+    """The directory that a relative path in a record means, wherever the command is started.
+
+    It was relative to the directory of the day, under which the record lies as a rule: looked for
+    from the record's directory upwards, then from here. Raises InputError if it is nowhere.
+    """
+    if not isinstance(written, str):
+        raise InputError(f"{record_dir / RECORD}: base_adapter: expected a path, got {written!r}")
+    above = record_dir.absolute()
+    for start in (above, *above.parents, Path.cwd()):
+        candidate = start / written
+        if candidate.is_dir():
+            return candidate
+    raise InputError(
+        f"{record_dir / RECORD}: its base_adapter {written} is neither under a directory above the "
+        "record nor under this one; start the command where the run was started"
     )
 
-    def write():
-        with replaced_directory(run_dir / "final") as out:
-            if lora:
-                save_adapter(model, out, config.model.path, pieces)
-                copy_tokenizer(config.model.path, out)
-            else:
-                save_tensors(pieces, out, config.model.path, getattr(torch, config.model.dtype))
-            (out / RECORD).write_text(json.dumps(made, indent=2) + "\n")
 
-    def write_or_say():
-        try:
-            write()
-        except OSError as error:
-            raise InputError(
-                f"{run_dir / 'final'}: the export could not be written ({error.strerror}); the checkpoints are kept: "
-                "make room and start the same command again"
-            ) from error
+def export(
+    model: Llama, run_dir: Path, config: Config, made: dict[str, Any], ranks: Ranks = ALONE
+) -> Path:
+    """Write run_dir/final, all or nothing: an adapter in PEFT's layout, or the whole model.
 
-    def take_part():
+    An adapter is relative to the base model, also if the run started from another adapter: then it
+    holds both. Collective: rank 0 writes what all ranks gather, a tensor at a time.
+    """
+    final = run_dir / "final"
+    parameters = lora_parameters(model) or model.named_parameters()
+    pieces = ((name, whole(parameter)) for name, parameter in parameters)
+
+    def take_part() -> None:
         try:
             if ranks.main:
-                write_or_say()
+                _write(final, model, config, made, pieces)
         finally:
-            for _ in pieces:  # the others' gathers, and rank 0's own if its write failed
+            # The others' gathers, and rank 0's own if its write failed.
+            for _ in pieces:
                 pass
 
     ranks.together(take_part)
-    return run_dir / "final"
+    return final
+
+
+def _write(
+    final: Path,
+    model: Llama,
+    config: Config,
+    made: dict[str, Any],
+    pieces: Iterator[tuple[str, torch.Tensor]],
+) -> None:
+    """The files of an export. A disk that is full is an InputError that says what is kept."""
+    base = config.model.path
+    try:
+        with replaced_directory(final) as out:
+            if lora_layers(model):
+                save_adapter(model, out, base, pieces, config.model.adapter or None)
+                copy_companions(base, out)
+            else:
+                save_tensors(pieces, out, base, getattr(torch, config.model.dtype))
+            (out / RECORD).write_text(json.dumps(made, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"{final}: the export could not be written ({error.strerror}); the checkpoints are "
+            "kept: make room and start the same command again"
+        ) from error

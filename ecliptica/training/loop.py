@@ -24,10 +24,10 @@ from ecliptica.training.rundir import RunDir
 from ecliptica.training.step import evaluate, optimizer_step
 from ecliptica.training.watch import Watch
 from model.config import load_config
+from model.devices import pick_device
 from model.errors import InputError
 from model.generate import generate
 from model.tokenizer import load_tokenizer
-from model.weights import pick_device
 
 
 def train(config, ranks=ALONE):

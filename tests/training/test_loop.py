@@ -1,5 +1,6 @@
 """Whole runs on a tiny model: what they write, that they are repeatable, that splits do not matter, and what they export."""
 
+import argparse
 import json
 import math
 
@@ -11,12 +12,13 @@ import eval as evaluate
 from ecliptica import config, objectives
 from ecliptica.data.loader import load_examples, micro_batches
 from ecliptica.data.templates import get_template
+from ecliptica.evaluation import systems
 from ecliptica.objectives import cita
 from ecliptica.recipe import Config, TrainingConfig
 from ecliptica.training import loop, reference, schedules
 from ecliptica.training.step import optimizer_step
 from model.errors import InputError
-from model.lora import load_adapter, merge_lora
+from model.lora import add_lora, load_adapter, lora_parameters, merge_lora
 from model.weights import load_model, save_model
 from tests.conftest import write_jsonl
 
@@ -249,52 +251,75 @@ def test_a_run_directory_belongs_to_one_config(recipe, tmp_path, capsys):
     )
 
 
-def test_a_run_can_go_on_from_an_adapter_and_its_evaluation_knows(recipe, tmp_path, tiny):
-    """The second run's reference is base + first adapter: KL is 0 at its first step, and scoring merges both."""
-    first = loop.train(recipe())
-    final = loop.train(recipe(f"model.adapter={first}", f"run.dir={tmp_path}/second"))
+def test_a_run_that_goes_on_from_an_adapter_exports_both_in_one(
+    recipe, tmp_path, tiny, monkeypatch
+):
+    """The second run's reference is base + first adapter: KL is 0 at its first step.
+
+    Its export is relative to the base, and means the same from any directory.
+    """
+    monkeypatch.chdir(tmp_path)
+    first = loop.train(recipe("run.dir=first"))
+    final = loop.train(recipe(f"model.adapter={first}", "run.dir=second"))
     assert rows(tmp_path / "second" / "metrics.jsonl")[0]["kl"] == 0
-    data, out = (
-        write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Hi?", "responses": ["Hello."]}]),
-        tmp_path / "out.jsonl",
+    made = json.loads((final / "ecliptica.json").read_text())
+    assert made["started_from"] == str(tmp_path / first) and "base_adapter" not in made
+
+    # The second factors, which follow the first in the export, on top of base and first merged.
+    joint = load_file(final / "adapter_model.safetensors")
+    model = merge_lora(load_adapter(load_model(tiny), first))
+    add_lora(model, 4, 4, config.LoraConfig().targets)  # at scale 1: theirs is in the factors
+    for name, parameter in lora_parameters(model):
+        factor = joint[f"base_model.model.{name}.weight"]
+        parameter.data.copy_(factor[4:] if name.endswith("lora_A") else factor[:, 4:])
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    save_model(merge_lora(model), merged, tiny, torch.float32)
+
+    # Scored from another directory, the export is that model.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    data = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Hi?", "responses": ["Hello."]}])
+
+    def logps(*options):
+        common = ("--template", "chatml", "--data", str(data), "--out", "out.jsonl")
+        evaluate.main(["score", *map(str, options), *common])
+        return rows(elsewhere / "out.jsonl")[0]["logps"]
+
+    want = logps("--model", merged)
+    base = logps("--model", tiny)
+    got = logps("--model", tiny, "--adapter", tmp_path / final)
+    assert got == pytest.approx(want, abs=1e-3)
+    assert got != pytest.approx(base, abs=1e-1)
+
+
+def test_an_old_export_that_names_its_base_adapter_still_loads(recipe, tmp_path, tiny, monkeypatch):
+    """Such a record holds a path relative to the directory of the day."""
+    monkeypatch.chdir(tmp_path)
+    first = loop.train(recipe("run.dir=runs/first"))
+    second = loop.train(recipe("run.dir=runs/second", "training.seed=1"))
+    record = json.loads((second / "ecliptica.json").read_text())
+    (second / "ecliptica.json").write_text(
+        json.dumps(record | {"base_adapter": "runs/first/final"})
     )
-    evaluate.main(
-        [
-            "score",
-            "--model",
-            str(tiny),
-            "--adapter",
-            str(final),
-            "--template",
-            "chatml",
-            "--data",
-            str(data),
-            "--out",
-            str(out),
-        ]
+    both = load_adapter(merge_lora(load_adapter(load_model(tiny), first)), second)
+
+    options = argparse.Namespace(
+        model=str(tiny),
+        adapter=str(tmp_path / second),
+        template="chatml",
+        batch_tokens=64,
+        dtype="float32",
+        device="cpu",
     )
-    by_hand = load_adapter(merge_lora(load_adapter(load_model(tiny), first)), final)
-    save_model(
-        merge_lora(by_hand),
-        (tmp_path / "merged").mkdir() or tmp_path / "merged",
-        tiny,
-        torch.float32,
-    )
-    want = tmp_path / "want.jsonl"
-    evaluate.main(
-        [
-            "score",
-            "--model",
-            str(tmp_path / "merged"),
-            "--template",
-            "chatml",
-            "--data",
-            str(data),
-            "--out",
-            str(want),
-        ]
-    )
-    assert rows(out)[0]["logps"] == pytest.approx(rows(want)[0]["logps"], abs=1e-3)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    system = systems.load(options)
+    for (name, ours), want in zip(system.model.named_parameters(), both.parameters()):
+        assert torch.equal(ours, want), name
+    with pytest.raises(InputError, match="relative to another one, runs/first/final"):
+        loop.train(recipe(f"model.adapter={tmp_path / second}", f"run.dir={tmp_path}/third"))
 
 
 def test_schedules():
