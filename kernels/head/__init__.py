@@ -121,7 +121,7 @@ def linear_logp_kl(
     train_head = torch.is_grad_enabled() and weight_VD.requires_grad
     needs_grad = train_head or (torch.is_grad_enabled() and hidden_TD.requires_grad)
     if backend == "triton":
-        backend = _strategy(inputs.R, train_head, needs_grad)
+        backend = strategy(inputs.R, train_head, needs_grad)
     jacobian = needs_grad and not train_head and backend != "triton-stream"
 
     logp_S, kl_S, ref_logp_S, tokens_S, *_ = operators.forward(
@@ -161,7 +161,7 @@ def _with_frozen_reference(inputs: HeadInputs) -> HeadInputs:
     )
 
 
-def _strategy(R: int, train_head: bool, needs_grad: bool) -> str:
+def strategy(R: int, train_head: bool, needs_grad: bool) -> str:
     """The backend that "triton" stands for.
 
     With a gradient and a frozen head, Jacobians in the forward save a product over recomputing it.
