@@ -34,9 +34,9 @@ if command -v compute-sanitizer > /dev/null; then
 else
   echo "compute-sanitizer: not installed, not run" | tee -a "$out/summary.md"
 fi
-part kernels 170 $python -m kernels.bench --device cuda --case llama3-8b --rows 2048 8192 --peers --json "$out/kernels.json"
+part kernels 170 $python -m kernels.tools.bench --device cuda --case llama3-8b --rows 2048 8192 --peers --json "$out/kernels.json"
 # the rule is in the table's last lines: RMSNorm and SwiGLU are kept only if they beat torch.compile's
-part layers 70 $python -m kernels.bench --device cuda --case rms_norm swiglu --json "$out/layers.json"
+part layers 70 $python -m kernels.tools.bench --device cuda --case rms_norm swiglu --json "$out/layers.json"
 part train 100 $python benchmarks/train_8b.py "$out/train.json"
 rm -rf "$out/triton-cache"
 exit $failed

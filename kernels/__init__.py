@@ -1,4 +1,5 @@
-"""Ecliptica's kernels. The public one: `linear_logp_kl`, from hidden states to log-probs and exact KL, never via full logits."""
+"""Ecliptica's kernels. The public one: `linear_logp_kl`, hidden states -> log-probs and exact
+KL."""
 
 from kernels.head import LogpKL, linear_logp_kl
 

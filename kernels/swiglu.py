@@ -3,8 +3,9 @@
     s = 1 / (1 + e^-g)    h = g s    y = h u
     dh = dy u    dg = dh s (1 + g (1 - s))    du = dy h
 
-Letters: N rows (every axis but the last), F width; g, u: gate and up. On chip everything is float32; h and dh are rounded to the
-inputs' dtype between the two steps, as torch's silu and product do. The backward keeps g and u alone, and makes s and h again.
+Letters: N rows (every axis but the last), F width; g, u: gate and up. On chip everything is
+float32; h and dh are rounded to the inputs' dtype between the two steps, as torch's silu and
+product do. The backward keeps g and u alone, and makes s and h again.
 """
 
 import torch
@@ -12,12 +13,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.common import INTERPRET, expect, expect_once, expect_plain, operator, rows_of
+from kernels.common import (
+    INTERPRET,
+    expect,
+    expect_alike,
+    expect_cuda,
+    expect_once,
+    expect_plain,
+    launch,
+    operator,
+    rows_of,
+)
 
 BLOCK = 1024  # elements of a row that one program takes
 
 
-def reference(gate, up):
+def reference(gate: Tensor, up: Tensor) -> Tensor:
     """The same in torch; any device, also float64."""
     return torch.nn.functional.silu(gate) * up
 
@@ -26,12 +37,19 @@ def reference(gate, up):
 
 
 @triton.jit
-def swiglu_forward(G, U, Y, g_step, u_step, F, blocks, BLOCK: tl.constexpr):
-    """BLOCK elements of one row: G[N, F] and U[N, F], rows g_step and u_step apart -> Y[N, F]."""
-    row, f = (
-        tl.program_id(0).to(tl.int64) // blocks,
-        tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK),
-    )
+def swiglu_forward(
+    G,  # [N, F], rows g_step apart
+    U,  # [N, F], rows u_step apart
+    Y,  # [N, F]
+    g_step,
+    u_step,
+    F,
+    blocks,  # of a row
+    BLOCK: tl.constexpr,
+):
+    """BLOCK elements of one row."""
+    row = tl.program_id(0).to(tl.int64) // blocks
+    f = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     g = tl.load(G + row * g_step + f, mask=f < F, other=0.0).to(tl.float32)
     u = tl.load(U + row * u_step + f, mask=f < F, other=0.0).to(tl.float32)
     h = (g / (1 + tl.exp(-g))).to(Y.dtype.element_ty).to(tl.float32)
@@ -39,117 +57,151 @@ def swiglu_forward(G, U, Y, g_step, u_step, F, blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def swiglu_backward(DY, G, U, DG, DU, dy_step, g_step, u_step, F, blocks, BLOCK: tl.constexpr):
-    """BLOCK elements of one row: DY[N, F], G[N, F], U[N, F], rows dy_step, g_step, u_step apart -> DG[N, F], DU[N, F]."""
-    row, f = (
-        tl.program_id(0).to(tl.int64) // blocks,
-        tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK),
-    )
+def swiglu_backward(
+    DY,  # [N, F], rows dy_step apart
+    G,  # [N, F], rows g_step apart
+    U,  # [N, F], rows u_step apart
+    DG,  # [N, F]
+    DU,  # [N, F]
+    dy_step,
+    g_step,
+    u_step,
+    F,
+    blocks,  # of a row
+    BLOCK: tl.constexpr,
+):
+    """BLOCK elements of one row."""
+    row = tl.program_id(0).to(tl.int64) // blocks
+    f = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     dy = tl.load(DY + row * dy_step + f, mask=f < F, other=0.0).to(tl.float32)
     g = tl.load(G + row * g_step + f, mask=f < F, other=0.0).to(tl.float32)
     u = tl.load(U + row * u_step + f, mask=f < F, other=0.0).to(tl.float32)
     below = 1 + tl.exp(-g)
-    h, s = (g / below).to(DU.dtype.element_ty).to(tl.float32), 1 / below
+    h = (g / below).to(DU.dtype.element_ty).to(tl.float32)
+    s = 1 / below
     dh = (dy * u).to(DG.dtype.element_ty).to(tl.float32)
-    tl.store(DG + row * F + f, (dh * s * (1 + g * (1 - s))).to(DG.dtype.element_ty), mask=f < F)
+    dg = dh * s * (1 + g * (1 - s))
+    tl.store(DG + row * F + f, dg.to(DG.dtype.element_ty), mask=f < F)
     tl.store(DU + row * F + f, (dy * h).to(DU.dtype.element_ty), mask=f < F)
 
 
 # Launchers
 
 
-def _shape(gate_NF, up_NF):
+def _shape(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     return gate_NF.new_empty(gate_NF.shape)
 
 
-@operator("swiglu", _shape)
-def _forward(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
-    (N, F), y_NF = gate_NF.shape, _shape(gate_NF, up_NF)
+def run_forward(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    N, F = gate_NF.shape
+    y_NF = _shape(gate_NF, up_NF)
     if N and F:
-        g, u, blocks = rows_of(gate_NF), rows_of(up_NF), triton.cdiv(F, BLOCK)
-        swiglu_forward[(N * blocks,)](g, u, y_NF, g.stride(0), u.stride(0), F, blocks, BLOCK=BLOCK)
+        g_NF = rows_of(gate_NF)
+        u_NF = rows_of(up_NF)
+        blocks = triton.cdiv(F, BLOCK)
+        launch(
+            swiglu_forward,
+            grid=(N * blocks,),
+            G=g_NF,
+            U=u_NF,
+            Y=y_NF,
+            g_step=g_NF.stride(0),
+            u_step=u_NF.stride(0),
+            F=F,
+            blocks=blocks,
+            BLOCK=BLOCK,
+        )
     return y_NF
 
 
-def _backward_shapes(dy_NF, gate_NF, up_NF):
+_forward = operator("swiglu", run_forward, _shape)
+
+
+def _backward_shapes(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Tensor, Tensor]:
     return gate_NF.new_empty(gate_NF.shape), up_NF.new_empty(up_NF.shape)
 
 
-@operator("swiglu_backward", _backward_shapes)
-def _backward(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Tensor, Tensor]:
-    (N, F), (dg_NF, du_NF) = gate_NF.shape, _backward_shapes(dy_NF, gate_NF, up_NF)
+def run_backward(dy_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Tensor, Tensor]:
+    N, F = gate_NF.shape
+    dg_NF, du_NF = _backward_shapes(dy_NF, gate_NF, up_NF)
     if N and F:
-        dy, g, u, blocks = rows_of(dy_NF), rows_of(gate_NF), rows_of(up_NF), triton.cdiv(F, BLOCK)
-        swiglu_backward[(N * blocks,)](
-            dy, g, u, dg_NF, du_NF, dy.stride(0), g.stride(0), u.stride(0), F, blocks, BLOCK=BLOCK
+        dy_NF = rows_of(dy_NF)
+        g_NF = rows_of(gate_NF)
+        u_NF = rows_of(up_NF)
+        blocks = triton.cdiv(F, BLOCK)
+        launch(
+            swiglu_backward,
+            grid=(N * blocks,),
+            DY=dy_NF,
+            G=g_NF,
+            U=u_NF,
+            DG=dg_NF,
+            DU=du_NF,
+            dy_step=dy_NF.stride(0),
+            g_step=g_NF.stride(0),
+            u_step=u_NF.stride(0),
+            F=F,
+            blocks=blocks,
+            BLOCK=BLOCK,
         )
     return dg_NF, du_NF
+
+
+_backward = operator("swiglu_backward", run_backward, _backward_shapes)
 
 
 # Autograd
 
 
-def _keep(ctx, inputs, output):
+def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
 def _gradients(ctx, dy_NF):
     expect_once("swiglu")
-    return tuple(
-        grad if wanted else None
-        for grad, wanted in zip(
-            _backward(dy_NF, *ctx.saved_tensors), ctx.needs_input_grad, strict=True
-        )
-    )
+    train_gate, train_up = ctx.needs_input_grad
+    dg_NF, du_NF = _backward(dy_NF, *ctx.saved_tensors)
+    return dg_NF if train_gate else None, du_NF if train_up else None
 
 
-torch.library.register_autograd("ecliptica::swiglu", _gradients, setup_context=_keep)
+torch.library.register_autograd("ecliptica::swiglu", _gradients, setup_context=_save)
 
 
-def swiglu(gate, up):
-    """gate and up of one shape [..., F], dtype and device; any row stride. Differentiable once, in both; deterministic.
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, contiguous. Differentiable once, in both; deterministic.
 
-    Returns silu(gate) * up, contiguous. Raises ValueError naming the argument, what was expected and what came.
+    gate, up: one shape [..., F], dtype and device; any row stride.
+    Raises ValueError naming the argument, what was expected and what came.
     """
-    for name, x in (("gate", gate), ("up", up)):
-        expect_plain("swiglu", name, x)
-    expect(
-        gate.is_cuda or INTERPRET,
-        "swiglu",
-        "gate",
-        "a CUDA tensor (or TRITON_INTERPRET=1)",
-        str(gate.device),
-    )
+    expect_plain("swiglu", "gate", gate)
+    expect_plain("swiglu", "up", up)
+    expect_cuda("swiglu", "gate", gate, INTERPRET)
     expect(gate.dim() > 0, "swiglu", "gate", "at least one axis", "a scalar")
-    expect(
-        up.shape == gate.shape,
-        "swiglu",
-        "up",
-        f"shape {list(gate.shape)}, as gate",
-        f"shape {list(up.shape)}",
-    )
-    expect(up.dtype == gate.dtype, "swiglu", "up", f"{gate.dtype}, as gate", str(up.dtype))
-    expect(
-        up.device == gate.device, "swiglu", "up", f"device {gate.device}, as gate", str(up.device)
-    )
+    shape = f"shape {list(gate.shape)}, as gate"
+    expect(up.shape == gate.shape, "swiglu", "up", shape, f"shape {list(up.shape)}")
+    expect_alike("swiglu", "up", up, "gate", gate)
+
     if gate.dim() == 2:
         return _forward(gate, up)
-    return _forward(
-        gate.flatten(0, -2) if gate.dim() > 1 else gate[None],
-        up.flatten(0, -2) if up.dim() > 1 else up[None],
-    ).view(gate.shape)
+    if gate.dim() == 1:
+        return _forward(gate[None], up[None]).view(gate.shape)
+    return _forward(gate.flatten(0, -2), up.flatten(0, -2)).view(gate.shape)
 
 
-# Bench cases: kernels/bench_layers.py
+# Bench cases: kernels/tools/bench_layers.py
 
-SIZES = {
+SIZES = {  # N, F: of SmolLM2-135M, of Llama-3-8B
     "cpu": [(2048, 1536)],
     "cuda": [(2048, 14336), (8192, 14336), (16384, 14336)],
-}  # N, F: of SmolLM2-135M, of Llama-3-8B
+}
 WEIGHTS = ("-",)  # it has none
 fused = swiglu
 
 
-def bench_inputs(N, F, dtype, device, weight):
+def bench_inputs(
+    N: int, F: int, dtype: torch.dtype, device: str, weight: str
+) -> tuple[Tensor, Tensor]:
     """Arguments, of which those that need a gradient get one."""
-    return tuple(torch.randn(N, F, device=device, dtype=dtype).requires_grad_() for _ in range(2))
+    gate_NF = torch.randn(N, F, device=device, dtype=dtype)
+    up_NF = torch.randn(N, F, device=device, dtype=dtype)
+    return gate_NF.requires_grad_(), up_NF.requires_grad_()

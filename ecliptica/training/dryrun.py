@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ecliptica.data.packing import pack
 from ecliptica.policy import adapter_off_reference, model_reference, score
-from kernels import head_chunks, head_torch
-from kernels.head import head_triton
+from kernels.head import operator_bytes
 from model.attention import PaddedPacked
 from model.llama import Llama
 from model.lora import add_lora, lora_parameters
@@ -185,43 +184,7 @@ def run_meta(model, cpu):
 
 def head_spike(cpu):
     """The buffers inside the fused head, by the functions that size them."""
-    rows = head_torch if cpu or head_triton is None else head_triton
-
-    def spike(function, args):
-        name = str(function)
-        if name.startswith("ecliptica.linear_logp_kl.default"):
-            hidden_TD, weight_VD, rows_R, ref_TD, workspace = (
-                args[0],
-                args[1],
-                args[2],
-                args[6],
-                args[9],
-            )
-            R, V, half = rows_R.numel(), weight_VD.shape[0], weight_VD.dtype != torch.float32
-            floats, halves, size = head_chunks.forward_buffers(
-                rows, R, V, 1 if ref_TD is None else 2, half, workspace
-            )
-            return V * size * (4 * floats + 2 * halves)
-        if name.startswith("ecliptica.linear_logp_kl_backward.default") and args[-1]:
-            hidden_TD, weight_VD, rows_R, ref_TD, workspace = (
-                args[2],
-                args[3],
-                args[4],
-                args[7],
-                args[13],
-            )
-            R, models, half = (
-                rows_R.numel(),
-                1 if ref_TD is None else 2,
-                weight_VD.dtype != torch.float32 and not rows.IN_PLACE,
-            )
-            width = head_chunks.backward_width(R, weight_VD.shape[0], models, workspace)
-            return R * width * (models * (4 + 2 * half) + 2 * half) + R * hidden_TD.shape[1] * (
-                4 + models * hidden_TD.element_size()
-            )
-        return 0
-
-    return spike
+    return lambda function, args: operator_bytes(str(function), args, cuda=not cpu)
 
 
 def counts(shape, config):

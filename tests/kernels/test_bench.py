@@ -1,10 +1,10 @@
-"""The benchmark's command line, and the rule by which a kernel is kept. Nothing is timed here."""
+"""The commands' lines of arguments, and the rule by which a kernel is kept. Nothing is timed."""
 
 import pytest
 
-from kernels import aot, bench, bench_layers
 from kernels import rms_norm as rms_norm_module
 from kernels import swiglu as swiglu_module
+from kernels.tools import bench, bench_layers, compile_ahead
 
 
 @pytest.mark.parametrize(
@@ -30,50 +30,32 @@ from kernels import swiglu as swiglu_module
             ["--plot", "picture.zzz"],
             "--plot takes a name that ends in .png, .svg, .pdf",
         ),
-        (aot.main, ["--arch", "70"], "invalid choice: 70"),
+        (compile_ahead.main, ["--arch", "70"], "invalid choice: 70"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(main, arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     out, err = capsys.readouterr()
-    assert (
-        stop.value.code == 2
-        and not out
-        and err.count("\n") == 1
-        and err.startswith("error: python -m kernels.")
-        and message in err
-    )
+    assert stop.value.code == 2
+    assert not out
+    assert err.count("\n") == 1
+    assert err.startswith("error: python -m kernels.tools.")
+    assert message in err
 
 
 def test_the_layers_table_and_the_rule(monkeypatch, capsys):
     """On a CPU: eager and compiled torch; ours is for a GPU, and the verdict says so."""
     monkeypatch.setattr(rms_norm_module, "SIZES", {"cpu": [(8, 16)]})
     monkeypatch.setattr(bench_layers.torch, "compile", lambda function, **_: function)
-    bench.main(
-        [
-            "--device",
-            "cpu",
-            "--case",
-            "rms_norm",
-            "--repeats",
-            "1",
-            "--dtype",
-            "float32",
-            "--head",
-            "frozen",
-        ]
-    )
+    options = "--device cpu --case rms_norm --repeats 1 --dtype float32 --head frozen"
+    bench.main(options.split())
     *_, header, eager, compiled, verdict = capsys.readouterr().out.splitlines()
-    assert (
-        header.split()[:3] == ["case", "R", "width"]
-        and "eager torch" in eager
-        and "1.00x" in compiled
-    )
-    assert (
-        verdict
-        == "rms_norm: kept only if it beats torch.compile's in every line; not decided: the kernel was not measured, it needs --device cuda"
-    )
+    assert header.split()[:3] == ["case", "R", "width"]
+    assert "eager torch" in eager
+    assert "1.00x" in compiled
+    rule = "rms_norm: kept only if it beats torch.compile's in every line"
+    assert verdict == f"{rule}; not decided: the kernel was not measured, it needs --device cuda"
 
 
 def test_the_kernel_in_the_table_is_ours():

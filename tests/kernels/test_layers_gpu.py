@@ -1,4 +1,5 @@
-"""rms_norm and swiglu where only a GPU tells: rounding to bfloat16, many programs at once, sizes beyond 32 bits, the model. `-m gpu`."""
+"""rms_norm and swiglu where only a GPU tells: rounding to bfloat16, many programs at once, sizes
+beyond 32 bits, the model. `-m gpu`."""
 
 import pytest
 import torch
@@ -7,27 +8,24 @@ from kernels import rms_norm, swiglu
 from model import llama
 from model.attention import packed_attention
 from model.config import LlamaConfig
+from tests.kernels.head_cases import same_bits
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-DTYPES = [
-    (torch.float32, 3e-6),
-    (torch.bfloat16, 8e-3),
-    (torch.float16, 1e-3),
-]  # a rounded gradient: half a unit in the last place, twice
+# A rounded gradient: half a unit in the last place, twice.
+DTYPES = [(torch.float32, 3e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)]
+both_layers = pytest.mark.parametrize("module", [rms_norm, swiglu], ids=["rms_norm", "swiglu"])
 
 
 def run(function, arguments):
+    """y and the gradients of what needs one, by position."""
     wanted = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
     y = function(*arguments)
-    return [
-        y,
-        *torch.autograd.grad(
-            y, wanted, torch.linspace(-1, 1, y.numel(), device="cuda").view(y.shape).to(y.dtype)
-        ),
-    ]
+    dy = torch.linspace(-1, 1, y.numel(), device="cuda").view(y.shape).to(y.dtype)
+    grads = torch.autograd.grad(y, wanted, dy)
+    return {"y": y} | {f"gradient {i}": grad for i, grad in enumerate(grads)}
 
 
 def arguments(module, dtype, N=3000, width=4096):
@@ -35,44 +33,51 @@ def arguments(module, dtype, N=3000, width=4096):
     return module.bench_inputs(N, width, dtype, "cuda", module.WEIGHTS[-1])
 
 
-@pytest.mark.parametrize("module", [rms_norm, swiglu], ids=["rms_norm", "swiglu"])
+def widened(x):
+    if not isinstance(x, torch.Tensor):
+        return x
+    return x.detach().double().requires_grad_(x.requires_grad)
+
+
+@both_layers
 @pytest.mark.parametrize("dtype, limit", DTYPES, ids=str)
 def test_value_and_gradients(module, dtype, limit):
     case = arguments(module, dtype)
-    wide = [
-        x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
-        for x in case
-    ]
-    got, torchs = run(module.fused, case), run(module.reference, case)
-    for mine, other, want in zip(got, torchs, run(module.reference, wide), strict=True):
-        assert mine.dtype == dtype and (mine.double() - want).norm() <= limit * want.norm()
+    got = run(module.fused, case)
+    for name, want in run(module.reference, [widened(x) for x in case]).items():
+        assert got[name].dtype == dtype, name
+        error = ((got[name].double() - want).norm() / want.norm()).item()
+        assert error <= limit, f"{name} {list(want.shape)}: off by {error:.1e} of its norm"
     if dtype != torch.float32:  # rounded where torch rounds
-        assert (got[0] != torchs[0]).float().mean() < 1e-2
+        share = (got["y"] != run(module.reference, case)["y"]).float().mean().item()
+        assert share < 1e-2, f"{share:.1%} of y differ from torch's"
 
 
-@pytest.mark.parametrize("module", [rms_norm, swiglu], ids=["rms_norm", "swiglu"])
+@both_layers
 def test_the_same_bits_every_time(module):
     case = arguments(module, torch.bfloat16, 5000, 577)
     first = run(module.fused, case)
     for _ in range(5):
-        assert all(torch.equal(a, b) for a, b in zip(first, run(module.fused, case), strict=True))
+        same_bits(first, run(module.fused, case))
 
 
-@pytest.mark.parametrize("module", [rms_norm, swiglu], ids=["rms_norm", "swiglu"])
+@both_layers
 def test_offsets_beyond_32_bits(module):
     case = arguments(module, torch.bfloat16, 530_000, 4096)
     assert case[0].numel() > 2**31
     y = module.fused(*case)
     (grad,) = torch.autograd.grad(y, case[0], torch.ones_like(y))
-    last = [
-        x.detach()[-9:].requires_grad_() if isinstance(x, torch.Tensor) and x.dim() == 2 else x
-        for x in case
-    ]
+
+    def last_rows(x):
+        if isinstance(x, torch.Tensor) and x.dim() == 2:
+            return x.detach()[-9:].requires_grad_()
+        return x
+
+    last = [last_rows(x) for x in case]
     want = module.reference(*last)
-    assert torch.allclose(y[-9:].float(), want.float(), rtol=1e-2, atol=1e-3)
-    assert torch.allclose(
-        grad[-9:].float(), torch.autograd.grad(want.sum(), last[0])[0].float(), rtol=2e-2, atol=1e-2
-    )
+    (want_grad,) = torch.autograd.grad(want.sum(), last[0])
+    torch.testing.assert_close(y[-9:].float(), want.float(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(grad[-9:].float(), want_grad.float(), rtol=2e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("recompute", llama.RECOMPUTE)
@@ -103,15 +108,18 @@ def test_an_eager_model_takes_the_kernels_and_stays_itself(recompute, monkeypatc
 
     def gradients():
         model.zero_grad()
-        hidden = model.forward_hidden(
-            tokens, tokens, packed_attention(torch.zeros_like(tokens), torch.zeros_like(tokens))
-        )
+        one_document = torch.zeros_like(tokens)
+        attend = packed_attention(one_document, one_document)
+        hidden = model.forward_hidden(tokens, tokens, attend)
         hidden.square().mean().backward()
-        return [hidden.detach(), *(p.grad for p in model.parameters())]
+        named = {"hidden": hidden.detach()}
+        return named | {name: p.grad for name, p in model.named_parameters()}
 
     ours = gradients()
     monkeypatch.setattr(llama, "fused", lambda x: False)
-    assert all((a - b).norm() <= 1e-3 * b.norm() for a, b in zip(ours, gradients(), strict=True))
+    for name, want in gradients().items():
+        error = ((ours[name] - want).norm() / want.norm()).item()
+        assert error <= 1e-3, f"{name}: off by {error:.1e} of its norm"
 
 
 def test_no_host_sync():

@@ -1,23 +1,31 @@
-"""rms_norm against its torch reference in float64, on CUDA where there is one, else in Triton's interpreter."""
+"""rms_norm against its torch reference in float64.
+
+On CUDA where there is one, else in Triton's interpreter.
+"""
 
 import pytest
 import torch
 
 from kernels import rms_norm as module
 from kernels.rms_norm import reference, rms_norm
+from tests.kernels.head_cases import same_bits
+from tests.kernels.layer_cases import DEVICE, close
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-WIDTHS, ROWS = (1, 576, 577, 1536, 4096, 4097), (0, 1, 7)
-SIZES = [(N, D) for D in WIDTHS for N in ROWS] + [(130, 1), (130, 577), (130, 4097), (3, 16384)]
-LIMITS = {
-    torch.float32: 3e-6,
-    torch.float16: 2e-3,
-    torch.bfloat16: 2e-2,
-}  # of the largest value; the interpreter cuts bfloat16 instead of rounding it
+SIZES = [  # N, D
+    *((N, D) for D in (1, 576, 577, 4096, 4097) for N in (0, 1, 7)),  # blocks full and one over
+    *((130, D) for D in (1, 577)),  # more rows than there are warps in a block
+    (3, 16384),  # the widest: rows read twice in the backward
+]
+# Of the largest value; the interpreter cuts bfloat16 instead of rounding it.
+LIMITS = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+FLOAT32 = LIMITS[torch.float32]
 
 
 def inputs(N, D, dtype=torch.float32, seed=0):
-    """x, weight, dy. Rows of unequal size, and a dy that leans on x, so that no term of the backward is small."""
+    """x, weight, dy.
+
+    Rows of unequal size, and a dy that leans on x, so that no term of the backward is small.
+    """
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(N, D, generator=g) * torch.logspace(-2, 1, max(N, 1))[:N, None]
     weight, dy = 1 + 0.5 * torch.randn(D, generator=g), torch.randn(N, D, generator=g)
@@ -29,17 +37,7 @@ def run(function, x, weight, dy, eps=1e-5, train=True):
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_(train)
     y = function(x, weight, eps)
     grads = torch.autograd.grad(y, (x, weight) if train else (x,), dy)
-    return dict(zip(("y", "x.grad", "weight.grad"), (y, *grads), strict=False))
-
-
-def close(got, want, limit):
-    assert got.keys() == want.keys()
-    for name in want:
-        scale = want[name].abs().max().clamp(min=1e-12) if want[name].numel() else 1
-        error = ((got[name].double() - want[name]).abs() / scale).flatten()
-        assert got[name].shape == want[name].shape and (
-            not error.numel() or error.max() <= limit
-        ), name
+    return {"y": y} | dict(zip(("x.grad", "weight.grad"), grads, strict=False))
 
 
 def oracle(x, weight, dy, **options):
@@ -50,14 +48,13 @@ def oracle(x, weight, dy, **options):
 def test_value_and_gradients_equal_float64(N, D):
     case = inputs(N, D)
     got = run(rms_norm, *case)
-    close(got, oracle(*case), LIMITS[torch.float32])
+    close(got, oracle(*case), FLOAT32)
     if N < 100:  # the interpreter takes two milliseconds for each row
-        frozen = run(rms_norm, *case, train=False)
-        assert torch.equal(frozen["y"], got["y"]) and torch.equal(frozen["x.grad"], got["x.grad"])
+        same_bits(run(rms_norm, *case, train=False), got)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("D", [577, 4096])
+@pytest.mark.parametrize("D", [577, 4096])  # a block that is not full, and a full one
 def test_half_precision(dtype, D):
     case = inputs(13, D, dtype)
     got = run(rms_norm, *case)
@@ -74,78 +71,75 @@ def test_rounds_where_the_models_own_does():
 
 def test_eps_counts():
     case = inputs(7, 64)
-    close(run(rms_norm, *case, eps=0.5), oracle(*case, eps=0.5), LIMITS[torch.float32])
+    close(run(rms_norm, *case, eps=0.5), oracle(*case, eps=0.5), FLOAT32)
     zeros = run(rms_norm, torch.zeros_like(case[0]), *case[1:])
-    assert not zeros["y"].any() and zeros["x.grad"].isfinite().all()
+    assert not zeros["y"].any()
+    assert zeros["x.grad"].isfinite().all()
 
 
+# all rows in one program, an uneven share, a row each
 @pytest.mark.parametrize("programs", [1, 3, 512])
 def test_the_weights_gradient_whatever_the_number_of_programs(programs, monkeypatch):
     monkeypatch.setattr(module, "PROGRAMS", programs)
     case = inputs(31, 50)
-    close(run(rms_norm, *case), oracle(*case), LIMITS[torch.float32])
+    close(run(rms_norm, *case), oracle(*case), FLOAT32)
 
 
 def test_strides_and_leading_axes():
     x, weight, dy = inputs(12, 70)
     want = oracle(x, weight, dy)
-    wide = torch.stack([x, 9 * x], 1)  # rows twice as far apart
-    for strided in (
-        wide[:, 0],
-        torch.cat([x, x], 1)[:, :70],
-        x.T.contiguous().T,
-        torch.stack([x, x], -1)[..., 0],
-    ):
-        assert not strided.is_contiguous()
-        close(
-            run(
-                rms_norm,
-                strided,
-                torch.stack([weight, weight], 1)[:, 0],
-                torch.cat([dy, dy], 1)[:, 70:],
-            ),
-            want,
-            LIMITS[torch.float32],
-        )
+    strided = {
+        "rows twice as far apart": torch.stack([x, 9 * x], 1)[:, 0],
+        "a part of wider rows": torch.cat([x, x], 1)[:, :70],
+        "columns first": x.T.contiguous().T,
+        "elements apart": torch.stack([x, x], -1)[..., 0],
+    }
+    strided_weight = torch.stack([weight, weight], 1)[:, 0]
+    strided_dy = torch.cat([dy, dy], 1)[:, 70:]
+    for name, view in strided.items():
+        assert not view.is_contiguous(), name
+        close(run(rms_norm, view, strided_weight, strided_dy), want, FLOAT32)
+
     got = run(rms_norm, x.view(3, 4, 70), weight, dy.view(3, 4, 70))
-    close(
-        {name: tensor.reshape(want[name].shape) for name, tensor in got.items()},
-        want,
-        LIMITS[torch.float32],
-    )
-    assert torch.equal(rms_norm(x[0], weight, 1e-5), got["y"].detach()[0, 0])
+    flat = {name: tensor.reshape(want[name].shape) for name, tensor in got.items()}
+    close(flat, want, FLOAT32)
+    same_bits({"y": rms_norm(x[0], weight, 1e-5)}, {"y": got["y"].detach()[0, 0]})
+
+
+def test_an_expanded_gradient():
+    """The dy of a plain sum is one number, expanded."""
+    x, weight, dy = inputs(12, 70)
     x.requires_grad_()
-    rms_norm(x, weight, 1e-5).sum().backward()  # dy is one number, expanded
-    close(
-        {"x.grad": x.grad},
-        {"x.grad": oracle(x.detach(), weight, torch.ones_like(x))["x.grad"]},
-        LIMITS[torch.float32],
-    )
+    rms_norm(x, weight, 1e-5).sum().backward()
+    want = oracle(x.detach(), weight, torch.ones_like(x))["x.grad"]
+    close({"x.grad": x.grad}, {"x.grad": want}, FLOAT32)
 
 
 def test_a_frozen_weight_has_no_gradient_and_costs_no_partial_sums(monkeypatch):
     x, weight, dy = inputs(7, 64)
-    asked = []
     backward = module._backward
-    monkeypatch.setattr(
-        module, "_backward", lambda *arguments: asked.append(backward(*arguments)) or asked[-1]
-    )
+    results = []
+
+    def watched(*arguments):
+        results.append(backward(*arguments))
+        return results[-1]
+
+    monkeypatch.setattr(module, "_backward", watched)
     run(rms_norm, x, weight, dy, train=False)
-    assert asked[0][1].numel() == 0
-    weight.requires_grad_()  # and the other way round: a frozen x
+    _, weight_grad = results[0]
+    assert weight_grad.numel() == 0
+
+    # And the other way round: a frozen x.
+    weight.requires_grad_()
     rms_norm(x, weight, 1e-5).backward(dy)
-    close(
-        {"weight.grad": weight.grad},
-        {"weight.grad": oracle(x, weight, dy)["weight.grad"]},
-        LIMITS[torch.float32],
-    )
+    want = oracle(x, weight, dy)["weight.grad"]
+    close({"weight.grad": weight.grad}, {"weight.grad": want}, FLOAT32)
     assert not rms_norm(x, weight.detach(), 1e-5).requires_grad
 
 
 def test_repeats_are_bitwise_equal():
     case = inputs(40, 577)
-    first, second = run(rms_norm, *case), run(rms_norm, *case)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    same_bits(run(rms_norm, *case), run(rms_norm, *case))
 
 
 @pytest.mark.parametrize(
@@ -194,11 +188,12 @@ def test_compile_takes_it_whole():
     def loss(x, weight):
         return (rms_norm(x * 2, weight, 1e-5) * dy).sum()
 
-    eager = torch.autograd.grad(loss(x, weight), (x, weight))
-    compiled = torch.autograd.grad(
-        torch.compile(loss, fullgraph=True, backend="aot_eager")(x, weight), (x, weight)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+    def gradients(loss):
+        return dict(
+            zip(("x.grad", "weight.grad"), torch.autograd.grad(loss(x, weight), (x, weight)))
+        )
+
+    same_bits(gradients(loss), gradients(torch.compile(loss, fullgraph=True, backend="aot_eager")))
     torch.library.opcheck(
         torch.ops.ecliptica.rms_norm.default,
         (x[:, :33].detach().requires_grad_(), weight[:33].detach().requires_grad_(), 1e-5),

@@ -1,0 +1,1 @@
+"""Commands around the kernels: compile them for chips that are not here, measure them."""

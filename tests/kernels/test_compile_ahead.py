@@ -1,0 +1,69 @@
+"""Every kernel compiles for chips that are not here, without spills, within shared memory, and on
+the matrix units."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kernels
+from kernels.tools.compile_ahead import SHARED_LIMIT, Usage
+
+# Called by other kernels, never launched.
+INSIDE_OTHERS = {"tile_logits", "tile_logits_of_two"}
+PRODUCT = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
+
+
+def kernels_in_the_sources():
+    """Names of all functions under @triton.jit."""
+    sources = Path(kernels.__file__).parent.rglob("*.py")
+    found = [re.findall(r"@triton\.jit.*\ndef (\w+)", path.read_text()) for path in sources]
+    return {name for names in found for name in names}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's tools are for Linux")
+def test_kernels_compile_without_spills_and_use_the_matrix_units():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    # float16 makes the code of bfloat16 with other conversions: one chip is enough.
+    code = (
+        "from kernels.tools.compile_ahead import main\n"
+        "failed = main(['--dtype', 'float32', 'bfloat16'])\n"
+        "failed += main(['--dtype', 'float16', '--arch', '90'])\n"
+        "raise SystemExit(failed)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    pattern = r"(.+?) +(sm_\d+) +\d+ +(\d+) +(\d+) +(\d+)  (\S+)"
+    table = [m.groups() for m in map(re.compile(pattern).fullmatch, done.stdout.splitlines()) if m]
+    for name, arch, spilled, shared, limit, product in table:
+        where = f"{name} on {arch}"
+        assert int(spilled) == 0, where
+        assert int(shared) <= int(limit) == SHARED_LIMIT[int(arch[3:])], where
+        if name.startswith(("stream_logp_kl bf16", "stream_logp_kl fp16")):
+            assert product == PRODUCT[arch], where
+
+    compiled = {name for name, *_ in table}
+    assert {name.split()[0] for name in compiled} == kernels_in_the_sources() - INSIDE_OTHERS
+    half = {name for name in compiled if " fp16" in name}
+    assert half == {name.replace(" bf16", " fp16") for name in compiled if " bf16" in name}
+    assert len(set(table)) == 3 * len(compiled - half) + len(half)
+
+
+def test_what_counts_as_a_problem():
+    good = {
+        "name": "k",
+        "arch": 90,
+        "registers": 255,
+        "spilled": 0,
+        "shared": 1024,
+        "product": "wgmma",
+    }
+    assert Usage(**good).problem == ""
+    assert "spills 8" in Usage(**good | {"spilled": 8}).problem
+    assert "shared memory" in Usage(**good | {"shared": 228 << 10}).problem
+    assert "wgmma" in Usage(**good | {"product": "mma"}).problem
