@@ -23,6 +23,14 @@ def text(record: Record, key: str, where: str, required: bool = True) -> str | N
     return value
 
 
+def optional_text(record: Record, key: str, where: str) -> str | None:
+    """A string field; None if it is absent, null or blank."""
+    value = record.get(key)
+    if isinstance(value, str) and not value.strip():
+        return None
+    return text(record, key, where, required=False)
+
+
 def texts(record: Record, key: str, where: str, least: int) -> tuple[str, ...]:
     """A list of at least `least` strings, none blank."""
     values = record.get(key)
