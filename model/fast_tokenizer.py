@@ -58,6 +58,7 @@ class FastBackend:
             full = FastTokenizer.from_str(json.dumps(self.raw))
         self.full = full
         self.path = path
+        self.added_text = {row["id"]: row["content"] for row in self.raw["added_tokens"]}
         self.vocab_size = max(full.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.control = self._control(controls, eos_ids)  # {id: text}
         self.twins = {}
@@ -137,6 +138,8 @@ class FastBackend:
         return self.full.token_to_id(text)
 
     def token(self, index: int) -> str | None:
+        if index in self.added_text:  # the library knows some as its normalizer writes them
+            return self.added_text[index]
         return self.full.id_to_token(index) if 0 <= index < self.vocab_size else None
 
 

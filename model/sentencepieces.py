@@ -13,7 +13,9 @@ from model.fast_tokenizer import MARKUP, absent_mark, sentinel
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 PIECES, SELF_TEST = 1, 4
 TEXT, KIND = 1, 3
-NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # normalizer_spec { add_dummy_prefix: false }, merged on load
+# Settings of normalizer_spec, merged into the file's own when it is loaded.
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+KEEP_SPACES = b"\x1a\x02\x20\x00"  # remove_extra_whitespaces: false
 
 # The file has no word for "special": user-defined pieces of these shapes are a chat's markers.
 MARKER = re.compile(r"<\|.+\|>|<(start|end)_of_turn>|\[/?INST\]")
@@ -58,6 +60,7 @@ class SentencePieceBackend:
                 changes[index] = None, CONTROL
         self.proto = rewritten(proto, changes)
         self.full = self._pair(self.proto)
+        self.inside = _processor(self.proto + NO_DUMMY_PREFIX + KEEP_SPACES)
         self.twins = {}
         control_texts = set(map(self.token, self.control))
         self.language = _any_of(self.added.keys() - control_texts)
@@ -112,8 +115,10 @@ class SentencePieceBackend:
             for text in tokens.split(run):
                 if tokens.fullmatch(text):
                     ids.append(self.token_id(text))
+                elif text and (self.legacy or not ids):
+                    ids += processors[True].encode(text)
                 elif text:
-                    ids += processors[self.legacy or not ids].encode(text)
+                    ids += _without_prefix(text, processors[False])
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool, at_start: bool = True) -> str:
@@ -131,7 +136,9 @@ class SentencePieceBackend:
         return text + self._text(run, at_start and not text)
 
     def _text(self, ids: list[int], at_start: bool) -> str:
-        return self.full[self.legacy or at_start].decode(ids) if ids else ""
+        """Text of pieces. Inside of a text the space that they begin with is its own."""
+        processor = self.full[True] if self.legacy or at_start else self.inside
+        return processor.decode(ids) if ids else ""
 
     def token_id(self, text: str) -> int | None:
         if text in self.added:
@@ -152,6 +159,17 @@ def _processor(proto: bytes) -> SentencePieceProcessor:
     processor = SentencePieceProcessor()
     processor.LoadFromSerializedProto(proto)
     return processor
+
+
+def _without_prefix(text: str, processor: SentencePieceProcessor) -> list[int]:
+    """Ids of text inside a longer one: the space that it begins with, if it does, is its own.
+
+    At the start of a text some models take spaces away; so something stands before it.
+    """
+    if not text.startswith((" ", "\u2581")):
+        return processor.encode(text)
+    before = processor.id_to_piece(processor.unk_id())
+    return processor.encode(before + text)[len(processor.encode(before)) :]
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern:
