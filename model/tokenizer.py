@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from model.config import existing
 from model.errors import InputError
 from model.fast_tokenizer import FastBackend
+from model.files import check_unicode
 from model.sentencepieces import SentencePieceBackend
 from model.tokenizer_settings import Settings, read_settings
 
@@ -74,18 +75,21 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: control tokens are not recognised in it, no BOS is added."""
-        return self._backend.encode_parts([text])
+        return self.encode_parts([text])
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """Ids of plain text (str) between control tokens (their ids).
 
         They are those of the rendered text: a prefix space stands where it would stand there, but
-        what looks like a control token inside a plain text is text.
+        what looks like a control token inside a plain text is text. Raises InputError for half of
+        a surrogate pair.
         """
+        check_unicode(parts, "a text for the tokenizer")
         return self._backend.encode_parts(parts)
 
     def encode_rendered(self, text: str) -> list[int]:
         """Ids of text that a template has rendered: control tokens are recognised in it."""
+        check_unicode(text, "a text for the tokenizer")
         return self._backend.encode_rendered(text)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

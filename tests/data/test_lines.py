@@ -170,6 +170,22 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path):
         read_records(tmp_path / "d.jsonl", as_is)
 
 
+def test_append_takes_off_half_a_line_and_names_a_full_disk(tmp_path):
+    path = tmp_path / "a.jsonl"
+    append_lines(path, [{"n": 1}, {"n": "é"}])
+    for half in (b'{"n": 3', b"x" * 200_000):
+        with open(path, "ab") as file:
+            file.write(half)
+        append_lines(path, [{"n": 4}])
+    assert journal(path) == [{"n": 1}, {"n": "é"}, {"n": 4}, {"n": 4}]
+    path.write_bytes(b"no line end at all")
+    append_lines(path, [{"n": 5}])
+    assert path.read_bytes() == b'{"n": 5}\n'
+    full = "No space left on device; make room and start the same command again: '/dev/full'"
+    with pytest.raises(OSError, match=full):
+        append_lines("/dev/full", [{"n": 1}])
+
+
 # Fuzzing
 
 GOOD = [

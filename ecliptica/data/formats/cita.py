@@ -3,6 +3,9 @@
 Or "responses" and "scores" for more than two. An empty instruction or rationale is none.
 """
 
+import math
+from array import array
+
 from ecliptica.fields import Record, distinct, identity, numbers, optional_text, text, texts
 from ecliptica.schema import Preference
 from model.errors import InputError
@@ -31,9 +34,12 @@ def _ranked(record: Record, where: str) -> tuple[tuple[str, ...], tuple[float, .
     responses = texts(record, "responses", where, least=2)
     scores = numbers(record, "scores", where, len(responses))
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    if scores[order[0]] == scores[order[-1]] or len(set(responses)) < len(responses):
+    as_trained = array("f", scores)
+    if not all(map(math.isfinite, as_trained)):
+        raise InputError(f"{where}: 'scores' must be 32-bit numbers, none beyond 3.4e38")
+    if max(as_trained) == min(as_trained) or len(set(responses)) < len(responses):
         raise InputError(
-            f"{where}: 'responses' must differ and 'scores' must not all be equal: "
-            "there is no preference in them"
+            f"{where}: 'responses' must differ and 'scores' must not all be equal "
+            "(as 32-bit numbers): there is no preference in them"
         )
     return tuple(responses[i] for i in order), tuple(scores[i] for i in order)
