@@ -156,9 +156,10 @@ def _renamed_model(model: dict[str, Any], names: dict[str, str]) -> dict[str, An
     if "merges" in model:
         # What merges to a control token, or goes on from one, would be made from text.
         prefix = model.get("continuing_subword_prefix") or ""
-        model["merges"] = [
-            [left, right]
-            for left, right in model["merges"]
-            if not {left, right, left + right.removeprefix(prefix)} & names.keys()
-        ]
+        merges = []
+        for merge in model["merges"]:
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            if not {left, right, left + right.removeprefix(prefix)} & names.keys():
+                merges.append(merge)
+        model["merges"] = merges
     return model

@@ -189,7 +189,7 @@ def test_a_pair_of_equal_texts_is_refused_before_it_is_written(tmp_path):
 
 
 def bank_of(tmp_path, domains=2):
-    """A bank directory: per domain 2 train and 2 dev prompts with responses to two instructions, and one prompt without."""
+    """A bank directory: per domain 2 train and 2 dev prompts with responses, and one without."""
     (tmp_path / "bank").mkdir()
     for d in range(domains):
         line = {"domain": f"d{d}", "prompt": "p"}
