@@ -53,10 +53,12 @@ class SentencePieceBackend:
         self.vocab_size = max([len(pieces) - 1, *self.added_text]) + 1
         self.control, self.markers = self._sorted_out(pieces, controls)
 
-        # Control pieces that the file takes for text are told to be control.
+        # Pieces that the file takes for text are told to be control, if they are, or have got
+        # another text.
         changes = {}
-        for index, (_, kind) in enumerate(pieces):
-            if index in self.control and kind in (NORMAL, USER_DEFINED):
+        for index, (text, kind) in enumerate(pieces):
+            renamed = self.added_text.get(index, text) != text
+            if (renamed or index in self.control) and kind in (NORMAL, USER_DEFINED):
                 changes[index] = None, CONTROL
         self.proto = rewritten(proto, changes)
         self.full = self._pair(self.proto)

@@ -81,6 +81,10 @@ def _added_tokens(
         raise InputError(
             f"{path}: expected added tokens as {{id: {{'content': text}}}}; copy the file again"
         ) from error
-    if not all(isinstance(text, str) and text for text in added):
-        raise InputError(f"{path}: an added token without a text; copy the file again")
+    for text, (index, _) in added.items():
+        if not isinstance(text, str) or not text or index < 0:
+            raise InputError(
+                f"{path}: an added token {text!r} with the id {index}; expected a text and an id "
+                "from 0 on: copy the file again"
+            )
     return added

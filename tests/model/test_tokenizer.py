@@ -132,7 +132,13 @@ def test_tokens_that_only_tokenizer_config_has(smollm2, tmp_path):
     added["49160"] = added.pop("49153")
     with pytest.raises(InputError, match="lacks the token '<|tool|>' .* as 49160, .* the id 49153"):
         saved(fast, tmp_path, tokenizer_config=kind)
-    for wrong in ([], {"x": {"content": "a"}}, {"1": {}}, {"1": {"content": ""}}):
+    for wrong in (
+        [],
+        {"x": {"content": "a"}},
+        {"1": {}},
+        {"1": {"content": ""}},
+        {"-1": {"content": "a"}},
+    ):
         with pytest.raises(InputError, match="tokenizer_config.json: (expected added|an added)"):
             saved(fast, tmp_path, tokenizer_config={"added_tokens_decoder": wrong})
 
@@ -472,6 +478,17 @@ def test_sentencepiece_markers(kind, model, legacy, tmp_path):
     assert (tokenizer.token_id("<think>") in ids) == (kind in ("user-defined", "added"))
     if not (kind == "added" and legacy):  # there a space is put after it, as transformers did
         assert tokenizer.decode([1, *ids, 2]) == "the <think> river"
+
+
+def test_a_piece_that_is_given_another_text_is_no_longer_made_by_its_own(tmp_path):
+    tokenizer, library = pieces_in(tmp_path)
+    first = library.encode("the tree")[0]
+    added = {str(first): {"content": "<think>", "special": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    renamed = load_tokenizer(tmp_path)
+    assert first in tokenizer.encode("the tree") and first not in renamed.encode("the tree")
+    assert renamed.encode("<think>") == [first] and renamed.decode([first]) == "<think>"
+    assert renamed.decode(renamed.encode("the tree")) == "the tree"
 
 
 def test_kind_is_read_from_the_bytes(smollm2, tmp_path):
