@@ -23,6 +23,14 @@ def text(record: Record, key: str, where: str, required: bool = True) -> str | N
     return value
 
 
+def optional_text(record: Record, key: str, where: str) -> str | None:
+    """A string field; None if it is absent, null or blank."""
+    value = record.get(key)
+    if isinstance(value, str) and not value.strip():
+        return None
+    return text(record, key, where, required=False)
+
+
 def texts(record: Record, key: str, where: str, least: int) -> tuple[str, ...]:
     """A list of at least `least` strings, none blank."""
     values = record.get(key)
@@ -43,12 +51,12 @@ def numbers(record: Record, key: str, where: str, count: int) -> tuple[float, ..
     return tuple(float(value) for value in values)
 
 
-def identity(record: Record, where: str) -> str:
-    """The id that a record carries, a string or an integer; `where` if it has none."""
+def identity(record: Record, where: str, required: bool = False) -> str:
+    """The id that a record carries, a string or an integer; else `where`, if it is not required."""
     value = record.get("id")
     if type(value) is int:
         return str(value)
-    return text(record, "id", where, required=False) or where
+    return text(record, "id", where, required) or where
 
 
 def distinct(chosen: str, rejected: str, where: str) -> tuple[str, str]:

@@ -11,6 +11,10 @@ from typing import Any
 
 from model.errors import InputError
 
+# Lists and objects inside of one another: far less than Python's own limit, which depends on who
+# is calling, so that what can be read can also be written.
+DEEPEST = 100
+
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError: missing, no JSON, no object."""
@@ -44,12 +48,28 @@ def parse_object(data: bytes, where: str, advice: str) -> dict[str, Any]:
         raise InputError(f"{where}: JSON that is nested too deeply to read; {advice}") from error
     except ValueError as error:  # of the parsers below, or an integer of thousands of digits
         raise InputError(f"{where}: a number that is none ({error}); {advice}") from error
+    if data.count(b"[") + data.count(b"{") > DEEPEST and _is_deep(value):
+        raise InputError(f"{where}: JSON that is nested too deeply to read; {advice}")
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}; {advice}")
     # Raw UTF-8 cannot hold half of a surrogate pair; an escape can, and no file could be written.
     if b"\\ud" in data or b"\\uD" in data:
         check_unicode(value, where)
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether there are more than DEEPEST lists and objects inside of one another."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += item
+        level = inner
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def check_unicode(value: Any, where: str) -> None:

@@ -1,23 +1,31 @@
-"""One interface over the three kinds of tokenizer file: tokenizer.json, Llama-3's tokenizer.model, a sentencepiece model.
+"""One interface over the three kinds of tokenizer file: tokenizer.json, Llama-3's tokenizer.model,
+a sentencepiece model. Which one it is is read from the bytes, not from the name.
 
-Which one it is is read from the bytes, not from the name.
+Three sorts of token: the pieces of the vocabulary; language, added tokens that are text like any
+other (<think>, ü); control, which a chat template writes and which no user text can make.
 """
 
 import base64
 import binascii
-import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-import sentencepiece
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from model.config import existing
 from model.errors import InputError
-from model.files import read_json
+from model.fast_tokenizer import FastBackend
+from model.files import check_unicode
+from model.sentencepieces import SentencePieceBackend
+from model.tokenizer_settings import Settings, read_settings
 
-LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LLAMA3_SPECIALS = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -32,222 +40,233 @@ LLAMA3_SPECIALS = (
     "<|python_tag|>",
     *(f"<|reserved_special_token_{n}|>" for n in range(3, 248)),
 )
+# Control in every tokenizer that has them, however its file marks them: what the templates write
+# (a test compares), and the usual ends of a sequence.
+MARKERS = frozenset(
+    {
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<s>",
+        "</s>",
+    }
+)
 
 
 class Tokenizer:
-    """Text to ids and back. `encode` is for user text: whatever it says, no control token comes out of it."""
+    """Text to ids and back. No control token ever comes out of text that `encode` is given."""
 
-    def __init__(self, path, backend, bos_id=None, eos_ids=()):
-        self.path, self._backend, self.bos_id, self.eos_ids = (
-            Path(path),
-            backend,
-            bos_id,
-            tuple(eos_ids),
-        )
-        self.vocab_size = backend.vocab_size
+    def __init__(self, path, backend, bos_id: int | None = None, eos_ids: Iterable[int] = ()):
+        self.path = Path(path)
+        self.bos_id = bos_id
+        self.eos_ids = tuple(eos_ids)
+        self._backend = backend
 
-    def encode(self, text):
-        """Ids of plain text: special tokens are not recognised in it, no BOS is added."""
-        return self._backend.encode(text)
+    @property
+    def vocab_size(self) -> int:
+        """The largest id of any token, and one: what the embeddings must have rows for."""
+        return self._backend.vocab_size
 
-    def encode_rendered(self, text):
-        """Ids of text that a template has rendered already: special tokens are recognised, none is added."""
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: control tokens are not recognised in it, no BOS is added."""
+        return self.encode_parts([text])
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Ids of plain text (str) between control tokens (their ids).
+
+        They are those of the rendered text: a prefix space stands where it would stand there, but
+        what looks like a control token inside a plain text is text. Raises InputError for half of
+        a surrogate pair.
+        """
+        check_unicode(parts, "a text for the tokenizer")
+        return self._backend.encode_parts(parts)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of text that a template has rendered: control tokens are recognised in it."""
+        check_unicode(text, "a text for the tokenizer")
         return self._backend.encode_rendered(text)
 
-    def decode(self, ids, skip_special=True):
-        return self._backend.decode(list(ids), skip_special)
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of the ids. Special tokens are left out, or shown with skip_special=False.
 
-    def token_id(self, text):
+        An id that no token has (embeddings may be padded) is shown as <|token 49153|>.
+        """
+        text = ""
+        run = []
+        for index in ids:
+            if self.token(index) is None:
+                text += self._backend.decode(run, skip_special, not text)
+                text += f"<|token {index}|>"
+                run = []
+            else:
+                run.append(index)
+        return text + self._backend.decode(run, skip_special, not text)
+
+    def token_id(self, text: str) -> int | None:
         """The id of exactly this token; None if there is no such token."""
         return self._backend.token_id(text)
 
-    def token(self, index):
+    def token(self, index: int) -> str | None:
+        """The token of an id; None if there is none."""
         return self._backend.token(index)
 
 
-class _Fast:
-    """A Hugging Face `tokenizers` tokenizer, and its twin without added tokens, for user text."""
+def check_sizes(tokenizer: Tokenizer, config: Any, where: str | Path) -> None:
+    """Raises InputError unless every id of tokenizer and settings has a row in the embeddings.
 
-    def __init__(self, full):
-        full.no_truncation()  # some files carry settings of the training run that wrote them
-        full.no_padding()
-        self.full = full
-        raw = json.loads(full.to_str())
-        self.specials = {token["id"] for token in raw["added_tokens"]}
-        # added tokens not marked special would be recognised in user text too, so the twin has none at all
-        raw["added_tokens"], raw["post_processor"] = [], None
-        self.plain = FastTokenizer.from_str(json.dumps(raw))
-        self.vocab_size = full.get_vocab_size(with_added_tokens=True)
-
-    def encode(self, text):
-        return self.plain.encode(text, add_special_tokens=False).ids
-
-    def encode_rendered(self, text):
-        return self.full.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids, skip_special):
-        return self.full.decode(
-            [i for i in ids if i not in self.specials] if skip_special else ids,
-            skip_special_tokens=False,
-        )
-
-    def token_id(self, text):
-        return self.full.token_to_id(text)
-
-    def token(self, index):
-        return self.full.id_to_token(index)
-
-
-class _SentencePiece:
-    """A sentencepiece model; its control symbols never come from text, so rendered text is split at them."""
-
-    def __init__(self, processor):
-        self.sp, self.vocab_size = processor, processor.get_piece_size()
-        control = [
-            processor.id_to_piece(i) for i in range(self.vocab_size) if processor.is_control(i)
-        ]
-        self.control = {piece: processor.piece_to_id(piece) for piece in control}
-        self.split = re.compile(
-            "(" + "|".join(map(re.escape, control)) + ")" if control else r"(?!)()"
-        )
-
-    def encode(self, text):
-        return self.sp.encode(text)
-
-    def encode_rendered(self, text):
-        pieces = [piece for piece in self.split.split(text) if piece]
-        return [
-            i
-            for piece in pieces
-            for i in ([self.control[piece]] if piece in self.control else self.sp.encode(piece))
-        ]
-
-    def decode(self, ids, skip_special):
-        if skip_special:
-            return self.sp.decode([i for i in ids if not self.sp.is_control(i)])
-        text, run = "", []
-        for i in [*ids, None]:
-            if i is None or self.sp.is_control(i):
-                text += self.sp.decode(run) + ("" if i is None else self.sp.id_to_piece(i))
-                run = []
-            else:
-                run.append(i)
-        return text
-
-    def token_id(self, text):
-        index = self.sp.piece_to_id(text)
-        return None if index == self.sp.unk_id() and text != self.sp.id_to_piece(index) else index
-
-    def token(self, index):
-        return self.sp.id_to_piece(index)
-
-
-def load_tokenizer(model_dir):
-    """The tokenizer of a model directory: tokenizer.json, else tokenizer.model. Raises InputError for a missing or broken file."""
-    model_dir = existing(model_dir)
-    path = next(
-        (
-            model_dir / name
-            for name in ("tokenizer.json", "tokenizer.model")
-            if (model_dir / name).exists()
-        ),
-        None,
+    config: a LlamaConfig. More rows than tokens are usual: embeddings are padded.
+    """
+    sizes = (
+        f"{where}: {tokenizer.path.name} has ids up to {tokenizer.vocab_size - 1}, the embeddings"
     )
-    if path is None:
+    sizes += f" {config.vocab_size} rows (vocab_size)"
+    if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
-            f"{model_dir}: no tokenizer.json and no tokenizer.model; copy the model's tokenizer beside its weights"
+            f"{sizes}; tokens were added and the embeddings not resized, "
+            "or the tokenizer is another model's: copy the right one"
         )
-    backend = read_backend(path)
-    settings = {}
-    for name in (
-        "config.json",
-        "generation_config.json",
-    ):  # the later one wins: it has the whole list of end-of-turn ids
-        if (model_dir / name).exists():
-            settings |= {k: v for k, v in read_json(model_dir / name).items() if v is not None}
-    eos = settings.get("eos_token_id", [])
-    return Tokenizer(
-        path, backend, settings.get("bos_token_id"), eos if isinstance(eos, list) else [eos]
-    )
+    named = {"bos_token_id": [tokenizer.bos_id], "eos_token_id": tokenizer.eos_ids}
+    for name, ids in named.items():
+        for index in ids:
+            if index is not None and tokenizer.token(index) is None:
+                raise InputError(
+                    f"{sizes}; {name} {index} is no token: "
+                    "mend config.json or generation_config.json"
+                )
 
 
-def read_backend(path):
-    data = Path(path).read_bytes()
+# Loading
+
+
+def load_tokenizer(model_dir: str | Path) -> Tokenizer:
+    """The tokenizer of a model directory: tokenizer.json, else tokenizer.model.
+
+    Raises InputError for a missing or broken file, and for settings that name no ids.
+    """
+    model_dir = existing(model_dir)
+    names = ("tokenizer.json", "tokenizer.model")
+    present = [model_dir / name for name in names if (model_dir / name).exists()]
+    if not present:
+        raise InputError(
+            f"{model_dir}: no tokenizer.json and no tokenizer.model; "
+            "copy the model's tokenizer beside its weights"
+        )
+    settings = read_settings(model_dir)
+    backend = read_backend(present[0], settings)
+    return Tokenizer(present[0], backend, settings.bos_id, settings.eos_ids)
+
+
+def read_backend(path: str | Path, settings: Settings | None = None):
+    """The backend for the bytes of a tokenizer file. Raises InputError for a broken one."""
+    path = Path(path)
+    settings = settings or Settings()
+    data = path.read_bytes()
     if data.lstrip()[:1] == b"{":
         try:
-            return _Fast(FastTokenizer.from_str(data.decode("utf-8")))
+            full = FastTokenizer.from_str(data.decode("utf-8"))
         except Exception as error:  # the library raises bare Exception for every kind of bad file
             raise InputError(
                 f"{path}: not a whole tokenizer.json ({error}); it may be cut short: copy it again"
             ) from error
+        _add_tokens(full, settings.added, path)
+        return FastBackend(full, _controls_of(settings), settings.eos_ids, path)
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", data):
-        return _Fast(llama3_bpe(_ranks(data, path)))
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(data)
-    except RuntimeError as error:
-        raise InputError(
-            f"{path}: neither tokenizers JSON, nor Llama-3 ranks, nor a sentencepiece model; copy the file again"
-        ) from error
-    return _SentencePiece(processor)
+        full = llama3_bpe(_ranks(data, path))
+        return FastBackend(full, _controls_of(settings), settings.eos_ids, path)
+    return SentencePieceBackend(data, path, _controls_of(settings), settings.added, settings.legacy)
 
 
-def _ranks(data, path):
-    """[bytes] by rank, from lines of `base64 rank`."""
+def _controls_of(settings: Settings) -> frozenset[str]:
+    special = {text for text, (_, is_special) in settings.added.items() if is_special}
+    return MARKERS | settings.specials | special
+
+
+def _add_tokens(full: FastTokenizer, added: dict[str, tuple[int, bool]], path: Path) -> None:
+    """The tokens of tokenizer_config.json that tokenizer.json lacks, at the ids it says."""
+    for text, (index, special) in sorted(added.items(), key=lambda item: item[1]):
+        if full.token_to_id(text) is None:
+            full.add_tokens([AddedToken(text, special=special, normalized=False)])
+            if full.token_to_id(text) != index:
+                raise InputError(
+                    f"{path}: lacks the token {text!r} that tokenizer_config.json has as {index}, "
+                    f"and would give it the id {full.token_to_id(text)}; copy both files again"
+                )
+
+
+# Llama-3's tokenizer.model
+
+
+def _ranks(data: bytes, path: Path) -> list[bytes]:
+    """Tokens by rank, from lines of `base64 rank`."""
     ranks = []
     for number, line in enumerate(data.splitlines(), start=1):
         fields = line.split()
         try:
-            token, rank = base64.b64decode(fields[0], validate=True), int(fields[1])
+            token = base64.b64decode(fields[0], validate=True)
+            rank = int(fields[1])
         except (binascii.Error, ValueError, IndexError) as error:
             raise InputError(
-                f"{path}:{number}: expected base64 and a rank; the file may be cut short: copy it again"
+                f"{path}:{number}: expected base64 and a rank; "
+                "the file may be cut short: copy it again"
             ) from error
         if rank != len(ranks):
             raise InputError(
-                f"{path}:{number}: rank {rank} where {len(ranks)} was expected; the file may be cut short: copy it again"
+                f"{path}:{number}: rank {rank} where {len(ranks)} was expected; "
+                "the file may be cut short: copy it again"
             )
         ranks.append(token)
     return ranks
 
 
-def llama3_bpe(ranks):
-    """Llama-3's tokenizer.model as a `tokenizers` byte-level BPE: merges recovered from the ranks, specials after the last."""
+def llama3_bpe(ranks: list[bytes]) -> FastTokenizer:
+    """Llama-3's tokenizer.model as a `tokenizers` byte-level BPE.
+
+    Merges are recovered from the ranks; the special tokens follow the last rank.
+    """
     letter = _byte_letters()
-    word = ["".join(letter[b] for b in token) for token in ranks]
+    words = ["".join(letter[b] for b in token) for token in ranks]
     rank_of = {token: rank for rank, token in enumerate(ranks)}
-    merges = [_last_merge(token, rank_of) for token in ranks if len(token) > 1]
-    pairs = [tuple("".join(letter[b] for b in part) for part in merge) for merge in merges if merge]
-    tokenizer = FastTokenizer(
-        models.BPE({w: i for i, w in enumerate(word)}, pairs, ignore_merges=True)
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    merges = []
+    for token in ranks:
+        parts = _last_merge(token, rank_of) if len(token) > 1 else None
+        if parts:
+            merges.append(tuple("".join(letter[b] for b in part) for part in parts))
+    vocabulary = {word: rank for rank, word in enumerate(words)}
+    tokenizer = FastTokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
+    splits = [
+        pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(text, special=True, normalized=False) for text in LLAMA3_SPECIALS]
-    )
+    specials = [AddedToken(text, special=True, normalized=False) for text in LLAMA3_SPECIALS]
+    tokenizer.add_special_tokens(specials)
     return tokenizer
 
 
-def _last_merge(token, rank_of):
-    """The two parts that byte-pair merging by rank joins last to make `token`: the merge that a rank stands for."""
+def _last_merge(token: bytes, rank_of: dict[bytes, int]) -> tuple[bytes, ...] | None:
+    """The two parts that byte-pair merging by rank joins last to make `token`.
+
+    None if merging never makes it: it is then reached whole, which ignore_merges covers.
+    """
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         ranks = [rank_of.get(a + b, len(rank_of)) for a, b in zip(parts, parts[1:])]
         best = min(range(len(ranks)), key=ranks.__getitem__)
         if ranks[best] >= rank_of[token]:
-            return None  # only reachable whole, which ignore_merges covers
+            return None
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return tuple(parts)
 
 
-def _byte_letters():
-    """The printable letter that stands for each byte in a byte-level BPE vocabulary (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+def _byte_letters() -> dict[int, str]:
+    """The printable letter for each byte in a byte-level BPE vocabulary (GPT-2's table)."""
+    letters = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
     others = iter(range(256, 512))
-    return {b: chr(b) if b in printable else chr(next(others)) for b in range(256)}
+    return {b: letters[b] if b in letters else chr(next(others)) for b in range(256)}

@@ -1,46 +1,69 @@
-"""From preferences to packed batches: encode, cut to fit, and lay `prompt | response 1 | response 2 | ...` in one row."""
+"""From preferences to packed batches: encode, cut to fit, and lay them in one row.
+
+`prompt | response 1 | response 2 | ...`, see docs/method.md.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from ecliptica.data.templates import encode_pieces, render_context, response_pieces
-from ecliptica.schema import Encoded, PackedBatch
+from ecliptica.data.templates import Template, encode_pieces, render_context, response_pieces
+from ecliptica.schema import Counts, Encoded, PackedBatch, Preference
+from model.errors import InputError
+from model.tokenizer import Tokenizer
 
 
-def encode(preference, tokenizer, template, config, counts, count=None):
-    """An Encoded that fits `config.max_tokens` (context + longest response), or None if it cannot without losing what matters.
+def encode(
+    preference: Preference,
+    tokenizer: Tokenizer,
+    template: Template,
+    config: Any,
+    counts: Counts,
+    count: int | None = None,
+) -> Encoded | None:
+    """A preference that fits `config.max_tokens` (context + longest response).
 
-    The instruction is kept whole; the prompt is cut from the left, the same for every response; then responses are cut
-    on the right, and a cut response gets no end-of-turn token. config: a DataConfig; `count`: how many responses are wanted
-    (None: all); `counts`: takes note of what was cut or dropped.
+    None if it cannot without losing what matters. The instruction is kept whole; the prompt is cut
+    from the left, the same for every response; then responses are cut on the right, and a cut
+    response gets no end-of-turn token. config: a DataConfig; count: how many responses are wanted
+    (None: all); counts: takes note of what was cut or dropped.
     """
     rejected = preference.responses[1] if config.contrastive else None
     responses = [
-        encode_pieces(tokenizer, response_pieces(template, r)) for r in preference.responses[:count]
+        encode_pieces(tokenizer, response_pieces(template, response))
+        for response in preference.responses[:count]
     ]
+    longest = max(map(len, responses))
 
     def context_of(prompt):
-        return encode_pieces(
-            tokenizer,
-            render_context(template, prompt, preference.instruction, preference.turns, rejected),
+        pieces = render_context(
+            template, prompt, preference.instruction, preference.turns, rejected
         )
+        return encode_pieces(tokenizer, pieces)
 
-    context, longest = context_of(preference.prompt), max(map(len, responses))
+    context = context_of(preference.prompt)
     if len(context) + longest > config.max_tokens:
+        # Cut the prompt, no further than keep_prompt_tokens. What is left of it is encoded anew,
+        # and may be a few tokens longer or shorter than it was: hence the loop.
         prompt_ids = tokenizer.encode(preference.prompt)
-        fixed, cut = len(context) - len(prompt_ids), 0
-        target = max(
-            config.max_tokens - longest, fixed + min(config.keep_prompt_tokens, len(prompt_ids))
-        )
+        fixed = len(context) - len(prompt_ids)
+        least = fixed + min(config.keep_prompt_tokens, len(prompt_ids))
+        target = max(config.max_tokens - longest, least)
+        cut = 0
         while len(context) > target and cut < len(prompt_ids):
             cut = min(cut + len(context) - target, len(prompt_ids))
             context = context_of(tokenizer.decode(prompt_ids[cut:]).lstrip("\ufffd"))
+
+        # Then the responses, to what room is left.
         room = config.max_tokens - len(context)
         if room < 1 or cut == len(prompt_ids) > 0:
             counts.dropped.append(preference.id)
             return None
         counts.prompts_cut += cut > 0
-        counts.responses_cut += sum(len(r) > room for r in responses)
-        responses = [r[:room] for r in responses]
+        counts.responses_cut += sum(len(response) > room for response in responses)
+        responses = [response[:room] for response in responses]
+
     if len(responses) > 1 and responses[0] == responses[1]:
         counts.dropped.append(preference.id)
         return None
@@ -49,62 +72,69 @@ def encode(preference, tokenizer, template, config, counts, count=None):
     return Encoded(preference.id, tuple(context), tuple(map(tuple, responses)), scores)
 
 
-def pack(examples):
-    """One PackedBatch of several Encoded. Masks come from lengths alone, never from token values (pad may equal eos)."""
-    columns = {
-        name: []
-        for name in (
-            "tokens",
-            "positions",
-            "document",
-            "branch",
-            "rows",
-            "targets",
-            "segments",
-            "owner",
-            "scores",
-        )
-    }
+def pack(examples: Sequence[Encoded]) -> PackedBatch:
+    """Several examples in one row.
+
+    Masks come from lengths alone, never from token values (pad may equal eos). Raises InputError
+    for a response of no tokens.
+    """
+    tokens = []
+    positions = []
+    documents = []
+    branches = []
+    rows = []
+    targets = []
+    segments = []
+    owners = []
+    scores = []
 
     def add(ids, first_position, document, branch):
-        columns["tokens"].extend(ids)
-        columns["positions"].extend(range(first_position, first_position + len(ids)))
-        columns["document"].extend([document] * len(ids))
-        columns["branch"].extend([branch] * len(ids))
+        tokens.extend(ids)
+        positions.extend(range(first_position, first_position + len(ids)))
+        documents.extend([document] * len(ids))
+        branches.extend([branch] * len(ids))
 
     for document, example in enumerate(examples):
+        _check(example)
         add(example.context, 0, document, 0)
-        last_of_prompt = len(columns["tokens"]) - 1
+        last_of_prompt = len(tokens) - 1
         for branch, response in enumerate(example.responses, start=1):
-            start = len(columns["tokens"])
+            # The prompt's last token predicts the first of a response, each of that the next.
+            start = len(tokens)
             add(response, len(example.context), document, branch)
-            columns["rows"].extend([last_of_prompt, *range(start, start + len(response) - 1)])
-            columns["targets"].extend(response)
-            columns["segments"].extend([len(columns["owner"])] * len(response))
-            columns["owner"].append(document)
-        columns["scores"].extend(example.scores)
-    x = {
-        name: torch.tensor(values, dtype=torch.float32 if name == "scores" else torch.int64)
-        for name, values in columns.items()
-    }
+            rows += [last_of_prompt, *range(start, start + len(response) - 1)]
+            targets += response
+            segments += [len(owners)] * len(response)
+            owners.append(document)
+        scores += example.scores
     return PackedBatch(
-        tokens_T=x["tokens"],
-        positions_T=x["positions"],
-        document_T=x["document"],
-        branch_T=x["branch"],
-        rows_R=x["rows"],
-        targets_R=x["targets"],
-        segments_R=x["segments"],
-        owner_S=x["owner"],
-        scores_S=x["scores"],
+        tokens_T=_ids(tokens),
+        positions_T=_ids(positions),
+        document_T=_ids(documents),
+        branch_T=_ids(branches),
+        rows_R=_ids(rows),
+        targets_R=_ids(targets),
+        segments_R=_ids(segments),
+        owner_S=_ids(owners),
+        scores_S=torch.tensor(scores, dtype=torch.float32),
         ids=tuple(example.id for example in examples),
         keys=tuple(example.key for example in examples),
     )
 
 
-def by_budget(examples, max_tokens):
-    """Groups of indices whose packed tokens fit `max_tokens`, similar lengths together (a longer single one goes alone)."""
-    groups, size = [], 0
+def _ids(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def by_budget(examples: Sequence[Encoded], max_tokens: int) -> list[list[int]]:
+    """Groups of indices whose packed tokens fit `max_tokens`, similar lengths together.
+
+    A longer single one goes alone. Raises InputError for a response of no tokens.
+    """
+    for example in examples:
+        _check(example)
+    groups = []
+    size = 0
     for index in sorted(range(len(examples)), key=lambda i: -examples[i].tokens):
         if not groups or size + examples[index].tokens > max_tokens:
             groups.append([])
@@ -112,3 +142,13 @@ def by_budget(examples, max_tokens):
         groups[-1].append(index)
         size += examples[index].tokens
     return groups
+
+
+def _check(example: Encoded) -> None:
+    """Raises InputError for a response of no tokens, which has no log-probability to speak of."""
+    for number, response in enumerate(example.responses, start=1):
+        if not response:
+            raise InputError(
+                f"{example.id}: response {number} has no tokens: the tokenizer takes "
+                "every character of it away; give another response"
+            )

@@ -11,11 +11,12 @@ import torch
 from ecliptica.data.templates import Template, as_text, get_template, render_context
 from ecliptica.files import read_json
 from ecliptica.training.export import RECORD, recorded_path
+from model.config import load_config
 from model.devices import pick_device
 from model.errors import InputError
 from model.llama import Llama
 from model.lora import adapters_off, load_adapter, merge_lora
-from model.tokenizer import Tokenizer, load_tokenizer
+from model.tokenizer import Tokenizer, check_sizes, load_tokenizer
 from model.weights import load_model
 
 
@@ -114,6 +115,7 @@ def load(args):
     if args.batch_tokens < 1:
         raise InputError(f"--batch-tokens: expected > 0, got {args.batch_tokens}")
     tokenizer = load_tokenizer(args.model)
+    check_sizes(tokenizer, load_config(args.model), args.model)
     template = None if args.template == "none" else get_template(args.template, tokenizer)
     made = record(args)
     model = load_model(args.model, getattr(torch, args.dtype), pick_device(args.device))

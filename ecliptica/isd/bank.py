@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ecliptica.fields import text
+from ecliptica.fields import identity, text
 from ecliptica.files import read_records, read_toml
 from model.errors import InputError
 
@@ -107,7 +107,7 @@ def _entry(record, where, instructions):
         raise InputError(f"{where}: 'split' must be one of {', '.join(SPLITS)}, got {split!r}")
     origin = {key: text(record, key, where, required=False) or "" for key in PROVENANCE}
     return Entry(
-        text(record, "id", where),
+        identity(record, where, required=True),
         text(record, "prompt", where),
         text(record, "domain", where),
         split,

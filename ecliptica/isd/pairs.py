@@ -9,6 +9,7 @@ Each kind is a permutation without a fixed point, so that every response is reje
 
 import random
 
+from ecliptica.fields import distinct
 from ecliptica.isd.bank import PARAPHRASE, referenced
 from ecliptica.isd.hard import hardest
 from model.errors import InputError
@@ -42,6 +43,8 @@ def pairs(entries, instructions, split, seed=0, rounds=1, scores=None):
                 }
                 if hard:
                     rejected["hard"] = entry.responses[names[hard[entry.id][k]]]
+                for kind, text in rejected.items():
+                    distinct(entry.responses[name], text, f"{entry.id}/{name}/{kind}-{number}")
                 made += [
                     {
                         "id": f"{entry.id}/{name}/{kind}-{number}",

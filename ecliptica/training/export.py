@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ecliptica.config import Config
 from ecliptica.data.templates import Template, as_text, render_context
 from ecliptica.files import read_json, replaced_directory
+from ecliptica.recipe import Config
 from ecliptica.training.distributed import ALONE, Ranks
 from model.errors import InputError
 from model.llama import Llama

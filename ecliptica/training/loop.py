@@ -27,7 +27,7 @@ from model.config import load_config
 from model.devices import pick_device
 from model.errors import InputError
 from model.generate import generate
-from model.tokenizer import load_tokenizer
+from model.tokenizer import check_sizes, load_tokenizer
 
 
 def train(config, ranks=ALONE):
@@ -73,6 +73,7 @@ def ready(config):
 def load_data(config, responses):
     """(tokenizer, template, examples, held-out examples, one line each that says what was cut or left out)."""
     tokenizer = load_tokenizer(config.model.path)
+    check_sizes(tokenizer, load_config(config.model.path), config.model.path)
     template = get_template(
         fitting_template(tokenizer) if config.data.template == "auto" else config.data.template,
         tokenizer,

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ecliptica.config import Config
 from ecliptica.policy import adapter_off_reference, model_reference
+from ecliptica.recipe import Config
 from ecliptica.training import cache
 from ecliptica.training.distributed import ALONE, Ranks, mesh, shard
 from ecliptica.training.export import check_stands_by_itself

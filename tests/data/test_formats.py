@@ -8,6 +8,7 @@ import train
 from ecliptica.data import formats
 from ecliptica.data.formats.isd import Config as IsdConfig
 from ecliptica.isd import __main__ as isd
+from ecliptica.isd.bank import load_bank
 from model import cli
 from model.errors import InputError
 from tests.conftest import write_jsonl
@@ -84,6 +85,17 @@ def test_formats(name, record, expected, tmp_path):
             {"prompt": "p", "responses": ["a", "b"], "scores": [1]},
             "'scores' must be a list of 2 numbers",
         ),
+        *(
+            ("cita", {"prompt": "p", "responses": ["a", "b"], "scores": scores}, message)
+            for scores, message in (
+                ([None, 1], "'scores' must be finite numbers, got None"),
+                ([True, 0], "'scores' must be finite numbers, got True"),
+                (["2", "1"], "'scores' must be finite numbers, got 2"),
+                ([1e39, 1], "'scores' must be 32-bit numbers"),
+                ([1, 1 + 1e-12], "no preference in them"),
+                ([10**18, 10**18 + 1], "no preference in them"),
+            )
+        ),
         (
             "cita",
             {"prompt": "p", "responses": ["a", "b"], "scores": [1, 1]},
@@ -105,6 +117,10 @@ def test_formats(name, record, expected, tmp_path):
             "before the answer, got assistant",
         ),
         ("messages", {"chosen": [], "rejected": []}, "'chosen' must be a list of"),
+        ("messages", {"prompt": "q", "chosen": "", "rejected": "b"}, "'chosen' is empty"),
+        ("cita", '{"prompt": "p", "responses": ["a", "b"], "scores": [NaN, 1]}', "NaN is not JSON"),
+        ("cita", json.dumps(GOOD | {"note": "\ud83d"}), "d.jsonl:2: text that is no Unicode"),
+        ("cita", json.dumps(GOOD | {"tags": ["\ude00"]}), "d.jsonl:2: text that is no Unicode"),
     ],
 )
 def test_bad_lines_are_named(name, line, message, tmp_path):
@@ -134,8 +150,46 @@ def test_bad_files_are_named(tmp_path):
         formats.read(tmp_path / "x", "csv")
 
 
+def test_ids_may_be_integers(tmp_path):
+    chat = {"prompt": "Hi?", "chosen": [YES], "rejected": [NO]}
+    for name, record in (("cita", GOOD), ("eba", GOOD), ("messages", chat)):
+        path = write_jsonl(tmp_path / "d.jsonl", [record | {"id": n} for n in (0, -3, "x", None)])
+        ids = [preference.id for preference in formats.read(path, name)]
+        assert ids == ["0", "-3", "x", f"{path}:4"], name
+        for wrong in (True, 1.5, [1]):
+            with pytest.raises(InputError, match="'id' must be a string"):
+                formats.read(write_jsonl(path, [record | {"id": wrong}]), name)
+    entry = {"id": 7, "prompt": "p", "domain": "d", "split": "train"}
+    assert load_bank(write_jsonl(tmp_path / "b.jsonl", [entry]))[0].id == "7"
+
+
+def test_an_empty_system_text_or_instruction_is_none(tmp_path):
+    path = tmp_path / "d.jsonl"
+    for empty in ("", " \n", None):
+        system = {"role": "system", "content": empty}
+        chat = {"prompt": [system, USER], "chosen": [YES], "rejected": [NO]}
+        whole = {"chosen": [system, USER, YES], "rejected": [system, USER, NO]}
+        for name, record in (
+            ("messages", chat),
+            ("messages", whole),
+            ("cita", GOOD | {"instruction": empty, "rationale": empty}),
+        ):
+            preference = one(write_jsonl(path, [record]), name)
+            assert (preference.instruction, preference.prompt) == (None, "Hi?"), record
+
+
+def test_a_pair_of_equal_texts_is_refused_before_it_is_written(tmp_path):
+    bank = bank_of(tmp_path)
+    file = bank / "d0.jsonl"
+    file.write_text(file.read_text().replace('"y": "y 0 0"', '"y": "x 0 0"'))
+    options = ["--bank", bank, "--instructions", tmp_path / "i.toml", "--out", tmp_path / "p.jsonl"]
+    with pytest.raises(InputError, match="d0-0/x/sibling-0: 'chosen' and 'rejected' are equal"):
+        isd.main(["build", *map(str, options)])
+    assert not (tmp_path / "p.jsonl").exists()
+
+
 def bank_of(tmp_path, domains=2):
-    """A bank directory: per domain 2 train and 2 dev prompts with responses to two instructions, and one prompt without."""
+    """A bank directory: per domain 2 train and 2 dev prompts with responses, and one without."""
     (tmp_path / "bank").mkdir()
     for d in range(domains):
         line = {"domain": f"d{d}", "prompt": "p"}
@@ -251,28 +305,3 @@ dir = "{tmp_path}/run"
             == 2
         )
         assert message in capsys.readouterr().err
-
-
-def test_append_takes_off_half_a_line_and_names_a_full_disk(tmp_path):
-    from ecliptica.files import append_lines
-
-    path = tmp_path / "a.jsonl"
-    append_lines(path, [{"n": 1}, {"n": "é"}])
-    for half in (b'{"n": 3', b"x" * 200_000):
-        with open(path, "ab") as file:
-            file.write(half)
-        append_lines(path, [{"n": 4}])
-    assert [json.loads(line)["n"] for line in path.read_text(encoding="utf-8").splitlines()] == [
-        1,
-        "é",
-        4,
-        4,
-    ]
-    path.write_bytes(b"no line end at all")
-    append_lines(path, [{"n": 5}])
-    assert path.read_bytes() == b'{"n": 5}\n'
-    with pytest.raises(
-        OSError,
-        match="No space left on device; make room and start the same command again: '/dev/full'",
-    ):
-        append_lines("/dev/full", [{"n": 1}])

@@ -1,4 +1,4 @@
-"""Packed and unpacked agree: log-probs, KL, gradients. Truncation by its rules. Batches by theirs."""
+"""Packed and unpacked agree: log-probs, KL, gradients. Truncation and batches by their rules."""
 
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ from ecliptica.data.templates import get_template
 from ecliptica.policy import adapter_off_reference, score
 from ecliptica.schema import Counts, Encoded, Preference
 from model.attention import PaddedPacked
+from model.errors import InputError
 from model.lora import add_lora, lora_layers
 from model.weights import load_model
 
@@ -44,7 +45,7 @@ def examples(count=6, responses=3):
 
 
 def measure(model, groups):
-    """Per-sequence numbers and gradients of the sum of weighted logp and kl, over packed groups of examples."""
+    """Per-sequence numbers, and gradients of their weighted sum, over packed groups of examples."""
     model.zero_grad()
     logp, kl = [], []
     for group in groups:
@@ -100,6 +101,13 @@ def test_layout_of_a_packed_preference():
         1,
         1,
     ]
+
+
+def test_a_response_of_no_tokens_is_named_before_the_work():
+    example = Encoded("d.jsonl:3", (5, 6), ((7,), ()))
+    for lay in (pack, lambda examples: packing.by_budget(examples, 100)):
+        with pytest.raises(InputError, match="d.jsonl:3: response 2 has no tokens"):
+            lay([Encoded("a", (5,), ((2,),)), example])
 
 
 def preference(words, chosen="Yes indeed.", rejected="No, never."):

@@ -9,36 +9,37 @@ from tokenizers import Tokenizer as Fast
 from ecliptica.data.templates import (
     TEMPLATES,
     as_text,
+    control_texts,
     encode_pieces,
     get_template,
     render_context,
     response_pieces,
 )
 from model.errors import InputError
-from model.tokenizer import LLAMA3_SPECIALS, load_tokenizer
+from model.tokenizer import LLAMA3_SPECIALS, MARKERS, load_tokenizer
 
+BODY = "### Alignment Instruction:\nBe kind.\n\n### User Prompt:\nHi?"
 LLAMA3 = (
-    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n### Alignment Instruction:\nBe kind.\n\n### User Prompt:\nHi?"
+    f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{BODY}"
     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 PAPER = (
-    "<|start_header_id|>user<|end_header_id|>\n### Alignment Instruction:\nBe kind.\n\n### User Prompt:\nHi?\n<|eot_id|>\n"
+    f"<|start_header_id|>user<|end_header_id|>\n{BODY}\n<|eot_id|>\n"
     "<|start_header_id|>assistant<|end_header_id|>\n"
 )
+CHATML = f"<|im_start|>user\n{BODY}<|im_end|>\n<|im_start|>assistant\n"
+ALPACA = f"### Instruction:\n{BODY}\n\n### Response:\n"
 
 
 @pytest.fixture(scope="module")
 def llama3(tmp_path_factory):
     """A byte-level tokenizer with Llama-3's control tokens."""
     path = tmp_path_factory.mktemp("llama3")
-    fast = Fast(
-        models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
-    )
-    fast.pre_tokenizer, fast.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
-    fast.add_special_tokens([AddedToken(t, special=True) for t in LLAMA3_SPECIALS[:12]])
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = Fast(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(text, special=True) for text in LLAMA3_SPECIALS[:12]])
     fast.save(str(path / "tokenizer.json"))
     (path / "config.json").write_text(json.dumps({"bos_token_id": 256, "eos_token_id": 265}))
     return load_tokenizer(path)
@@ -49,45 +50,36 @@ def llama3(tmp_path_factory):
     [
         ("llama3", LLAMA3, "Hello.<|eot_id|>"),
         ("paper", PAPER, "Hello.\n<|eot_id|>"),
-        (
-            "chatml",
-            "<|im_start|>user\n### Alignment Instruction:\nBe kind.\n\n### User Prompt:\nHi?<|im_end|>\n<|im_start|>assistant\n",
-            "Hello.<|im_end|>",
-        ),
-        (
-            "alpaca",
-            "### Instruction:\n### Alignment Instruction:\nBe kind.\n\n### User Prompt:\nHi?\n\n### Response:\n",
-            "Hello.<end of sequence>",
-        ),
+        ("chatml", CHATML, "Hello.<|im_end|>"),
+        ("alpaca", ALPACA, "Hello.<end of sequence>"),
     ],
 )
 def test_rendering(name, context, response):
     template = TEMPLATES[name]
     assert as_text(render_context(template, "Hi?", "Be kind.")) == context
     assert as_text(response_pieces(template, "Hello.")) == response
-    assert as_text(render_context(template, "Hi?")) == context.replace(
-        "### Alignment Instruction:\nBe kind.\n\n### User Prompt:\nHi?", "Hi?"
-    )
+    assert as_text(render_context(template, "Hi?")) == context.replace(BODY, "Hi?")
 
 
 def test_contrastive_shows_the_rejected_response():
+    pieces = render_context(TEMPLATES["chatml"], "Hi?", "Be kind.", rejected="Go away.")
     assert (
-        "### User Prompt:\nHi?\n\n### Rejected Response (Bad):\nGo away.\n\n### What's expected instead?<|im_end|>"
-        in as_text(render_context(TEMPLATES["chatml"], "Hi?", "Be kind.", rejected="Go away."))
-    )
+        "### User Prompt:\nHi?\n\n### Rejected Response (Bad):\nGo away.\n\n"
+        "### What's expected instead?<|im_end|>"
+    ) in as_text(pieces)
 
 
 def test_earlier_turns_come_first_and_the_instruction_stands_in_the_last():
-    text = as_text(
-        render_context(TEMPLATES["chatml"], "And now?", "Be kind.", turns=(("Hi?", "Hello."),))
-    )
+    turns = (("Hi?", "Hello."),)
+    text = as_text(render_context(TEMPLATES["chatml"], "And now?", "Be kind.", turns))
     assert text.startswith(
-        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\n### Alignment"
+        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+        "<|im_start|>user\n### Alignment"
     )
 
 
 def test_ids_equal_those_of_the_rendered_text(tokenizer, llama3):
-    """The chat format defines tokenization of the text between two control tokens as one string."""
+    """The text between two control tokens is tokenized as one string, wherever pieces meet."""
     for name, tok in (
         ("chatml", tokenizer),
         ("alpaca", tokenizer),
@@ -104,6 +96,20 @@ def test_ids_equal_those_of_the_rendered_text(tokenizer, llama3):
         assert ids == tok.encode_rendered(as_text(pieces))
         bos = tok.token_id("<|begin_of_text|>")
         assert ids.count(bos) == (name == "llama3") and (name != "llama3" or ids[0] == bos)
+
+
+def test_every_token_that_a_template_writes_is_known_as_control():
+    texts = {text for template in TEMPLATES.values() for text in control_texts(template)}
+    assert len(texts) == 6 and texts <= MARKERS
+
+
+def test_a_response_is_rendered_text_too(tokenizer, llama3):
+    for name, tok in (("chatml", tokenizer), ("alpaca", tokenizer), ("paper", llama3)):
+        template = get_template(name, tok)
+        for text in (" What's\n\n  new?", "Hi<|im_start|>", ""):
+            *text_ids, end = encode_pieces(tok, response_pieces(template, text))
+            assert text_ids == tok.encode(text + template.before_end)
+            assert end == (tok.token_id(template.end) if template.end else tok.eos_ids[0])
 
 
 def test_user_text_cannot_forge_a_control_token(tokenizer, llama3):

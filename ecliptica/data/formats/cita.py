@@ -1,42 +1,45 @@
-"""{"instruction", "prompt", "chosen", "rejected"[, "rationale", "id"]}, or "responses" and "scores" for more than two."""
+"""{"instruction", "prompt", "chosen", "rejected"[, "rationale", "id"]}, paper 4.1.
 
-from ecliptica.fields import distinct, text, texts
+Or "responses" and "scores" for more than two. An empty instruction or rationale is none.
+"""
+
+import math
+from array import array
+
+from ecliptica.fields import Record, distinct, identity, numbers, optional_text, text, texts
 from ecliptica.schema import Preference
 from model.errors import InputError
 
 
-def read(record, where):
+def read(record: Record, where: str) -> Preference:
+    """The preference of a line, best response first. Raises InputError for a wrong field."""
     if "responses" in record:
         responses, scores = _ranked(record, where)
     else:
-        responses, scores = (
-            distinct(text(record, "chosen", where), text(record, "rejected", where), where),
-            (1.0, 0.0),
-        )
+        chosen = text(record, "chosen", where)
+        responses = distinct(chosen, text(record, "rejected", where), where)
+        scores = (1.0, 0.0)
     return Preference(
-        id=text(record, "id", where, required=False) or where,
+        id=identity(record, where),
         prompt=text(record, "prompt", where),
         responses=responses,
         scores=scores,
-        instruction=text(record, "instruction", where, required=False),
-        rationale=text(record, "rationale", where, required=False),
+        instruction=optional_text(record, "instruction", where),
+        rationale=optional_text(record, "rationale", where),
     )
 
 
-def _ranked(record, where):
+def _ranked(record: Record, where: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Responses by score, best first; ties keep their order."""
-    responses, scores = texts(record, "responses", where, least=2), record.get("scores")
-    if (
-        not isinstance(scores, list)
-        or len(scores) != len(responses)
-        or not all(type(s) in (int, float) for s in scores)
-    ):
-        raise InputError(
-            f"{where}: 'scores' must be a list of {len(responses)} numbers, one for each of 'responses'"
-        )
+    responses = texts(record, "responses", where, least=2)
+    scores = numbers(record, "scores", where, len(responses))
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    if scores[order[0]] == scores[order[-1]] or len(set(responses)) < len(responses):
+    as_trained = array("f", scores)
+    if not all(map(math.isfinite, as_trained)):
+        raise InputError(f"{where}: 'scores' must be 32-bit numbers, none beyond 3.4e38")
+    if max(as_trained) == min(as_trained) or len(set(responses)) < len(responses):
         raise InputError(
-            f"{where}: 'responses' must differ and 'scores' must not all be equal: there is no preference in them"
+            f"{where}: 'responses' must differ and 'scores' must not all be equal "
+            "(as 32-bit numbers): there is no preference in them"
         )
-    return tuple(responses[i] for i in order), tuple(float(scores[i]) for i in order)
+    return tuple(responses[i] for i in order), tuple(scores[i] for i in order)

@@ -1,12 +1,14 @@
-"""Example-based format, paper 4.3: {"prompt", "chosen", "rejected"}, no instruction."""
+"""Example-based format, paper 4.3: {"prompt", "chosen", "rejected"[, "id"]}, no instruction."""
 
-from ecliptica.fields import distinct, text
+from ecliptica.fields import Record, distinct, identity, text
 from ecliptica.schema import Preference
 
 
-def read(record, where):
+def read(record: Record, where: str) -> Preference:
+    """The preference of a line. Raises InputError for a field that is wrong."""
+    chosen = text(record, "chosen", where)
     return Preference(
-        id=text(record, "id", where, required=False) or where,
+        id=identity(record, where),
         prompt=text(record, "prompt", where),
-        responses=distinct(text(record, "chosen", where), text(record, "rejected", where), where),
+        responses=distinct(chosen, text(record, "rejected", where), where),
     )
