@@ -75,11 +75,16 @@ class AdapterConfig:
         """What B A is multiplied by on one layer."""
         return self.alpha_of(layer) / self.rank_of(layer)
 
+    @property
+    def on_all_linear(self) -> bool:
+        """Whether it is on every Linear but the head, by PEFT's short word for that."""
+        return isinstance(self.targets, str) and self.targets.lower() == "all-linear"
+
     def adapts(self, layer: str) -> bool:
         """Whether the adapter is on this Linear, by PEFT's rules."""
         if _named(self.excluded, layer):
             return False
-        if self.targets == "all-linear":
+        if self.on_all_linear:
             return not layer.endswith("lm_head")
         if not _named(self.targets, layer):
             return False

@@ -40,6 +40,7 @@ class Adapter:
         self.path = Path(adapter_dir) / WEIGHTS
         with opened(self.path) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        self._check_reach(adapter_dir)
         layers = {
             name: linear
             for name, linear in linear_layers(model).items()
@@ -56,6 +57,17 @@ class Adapter:
                 f"{self.path}: {min(tensors)} fits no layer that adapter_config.json names in this "
                 f"model ({len(tensors)} such tensors)"
             )
+
+    def _check_reach(self, adapter_dir: str | Path) -> None:
+        """Raises InputError for an adapter of the embedding or the head: there is no LoRA here."""
+        if self.config.on_all_linear:
+            return
+        for name in ("model.embed_tokens", "lm_head"):
+            if self.config.adapts(name):
+                raise InputError(
+                    f"{Path(adapter_dir) / FILE}: target_modules name {name}, which cannot be "
+                    "adapted here; merge the adapter into the model, or train it without"
+                )
 
     def _pair(self, tensors: dict[str, torch.Tensor], name: str, linear: Linear) -> Pair:
         """Take A [R, D] and B [F, R] of one layer out of `tensors`."""

@@ -25,7 +25,7 @@ def find(source: str) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    if path.suffix == ".gguf" or "/" in source:
+    if not source or path.suffix == ".gguf" or "/" in source:
         raise InputError(
             f"{source}: no such file; expected a .gguf file or the name of an installed package "
             "that carries one"

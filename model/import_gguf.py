@@ -97,7 +97,7 @@ def _check_room(out_dir: Path, config: dict[str, Any]) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise InputError(
-            f"{out_dir}: needs {needed / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free; "
+            f"{out_dir}: needs {needed / 2**20:.1f} MiB, {parent} has {free / 2**20:.1f} MiB free; "
             "make room or choose another place"
         )
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from ecliptica.data.templates import Template, as_text, get_template, render_context
-from ecliptica.files import read_json
-from ecliptica.training.export import RECORD, recorded_path
+from ecliptica.training.export import read_record
 from model.config import load_config
 from model.devices import pick_device
 from model.errors import InputError
@@ -99,14 +98,12 @@ def record(args):
     """How the trained part was made (its ecliptica.json); empty for a model from elsewhere. Raises InputError: trained with another template."""
     made = {}
     for directory in filter(None, (args.model, args.adapter)):
-        if (Path(directory) / RECORD).exists():
-            made = read_json(Path(directory) / RECORD)
-            if made.get("base_adapter"):  # an export from before exports stood by themselves
-                made["base_adapter"] = str(recorded_path(made["base_adapter"], Path(directory)))
-            if args.template not in ("none", made["template"]):
-                raise InputError(
-                    f"--template {args.template}: {directory} was trained with {made['template']}; use --template {made['template']}"
-                )
+        made = read_record(directory) or made
+        if made and args.template not in ("none", made["template"]):
+            raise InputError(
+                f"--template {args.template}: {directory} was trained with {made['template']}; use "
+                f"--template {made['template']}"
+            )
     return made
 
 

@@ -64,33 +64,49 @@ def is_ablation(objective: Any) -> bool:
     return settings.get("ablation", False) or settings.get("kl") in ("printed", "logratio")
 
 
+def read_record(directory: str | Path) -> dict[str, Any]:
+    """The record in an export; empty for a directory from elsewhere.
+
+    An export of the past may be relative to a first adapter, `base_adapter`: its path comes back
+    absolute. Raises InputError for a record that is none, and if that adapter is nowhere.
+    """
+    path = Path(directory) / RECORD
+    if not path.exists():
+        return {}
+    made = read_json(path)
+    if not isinstance(made.get("template"), str):
+        raise InputError(f"{path}: no template; expected the record of a run, copy it again")
+    if made.get("base_adapter"):
+        made["base_adapter"] = str(_recorded_path(made["base_adapter"], path))
+    return made
+
+
 def check_stands_by_itself(adapter_dir: str | Path) -> None:
     """Raises InputError for an export of the past that is relative to yet another adapter."""
-    path = Path(adapter_dir) / RECORD
-    base_adapter = read_json(path).get("base_adapter") if path.exists() else None
+    base_adapter = read_record(adapter_dir).get("base_adapter")
     if base_adapter:
         raise InputError(
-            f"{path}: this adapter is relative to another one, {base_adapter}; finish that run "
-            "again, its export then stands by itself"
+            f"{adapter_dir}: this adapter is relative to another one, {base_adapter}; finish that "
+            "run again, its export then stands by itself"
         )
 
 
-def recorded_path(written: str, record_dir: Path) -> Path:
+def _recorded_path(written: Any, record_path: Path) -> Path:
     """The directory that a relative path in a record means, wherever the command is started.
 
     It was relative to the directory of the day, under which the record lies as a rule: looked for
-    from the record's directory upwards, then from here. Raises InputError if it is nowhere.
+    from the record's directory upwards, then from here.
     """
     if not isinstance(written, str):
-        raise InputError(f"{record_dir / RECORD}: base_adapter: expected a path, got {written!r}")
-    above = record_dir.absolute()
+        raise InputError(f"{record_path}: base_adapter: expected a path, got {written!r:.80}")
+    above = record_path.absolute().parent
     for start in (above, *above.parents, Path.cwd()):
         candidate = start / written
         if candidate.is_dir():
             return candidate
     raise InputError(
-        f"{record_dir / RECORD}: its base_adapter {written} is neither under a directory above the "
-        "record nor under this one; start the command where the run was started"
+        f"{record_path}: its base_adapter {written} is neither under a directory above the record "
+        "nor under this one; start the command where the run was started"
     )
 
 

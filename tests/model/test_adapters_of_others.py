@@ -48,7 +48,7 @@ def peft_logits(base, path):
     "settings",
     [
         {"target_modules": LAST},
-        {"target_modules": "all-linear"},
+        {"target_modules": "All-Linear"},
         {"target_modules": ["q_proj", "model.layers.0.mlp.up_proj"]},
         {"layers_to_transform": [1]},
         {"layers_to_transform": 0, "layers_pattern": "layers"},
@@ -144,6 +144,8 @@ def random_adapter(model, rank, alpha, targets, seed):
         ({"lora_alpha": [16]}, "lora_alpha: expected a number above 0"),
         ({"lora_dropout": "0.1"}, r"lora_dropout: expected a number in \[0, 1\)"),
         ({"lora_dropout": 1.5}, r"lora_dropout: expected a number in \[0, 1\)"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "target_modules name lm_head, which cannot"),
+        ({"target_modules": "model.*"}, "target_modules name model.embed_tokens, which cannot"),
         ({"target_modules": None}, "names no layer of this model"),
         ({"target_modules": ["qproj"]}, "names no layer of this model"),
         ({"target_modules": {"q_proj": 1}}, "target_modules: expected names"),

@@ -265,7 +265,7 @@ def test_a_disk_that_is_full_is_said_first_and_leaves_nothing(tmp_path, capsys, 
         patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
         patch.setattr(import_gguf, "weights_of", lambda *arguments: pytest.fail("read"))
         assert imported(tmp_path) == 2
-    assert "GiB free; make room" in capsys.readouterr().err
+    assert "MiB free; make room" in capsys.readouterr().err
 
     # The disk fills up while it is written.
     def full(*arguments, **options):

@@ -68,7 +68,7 @@ def test_transformers_loads_what_we_save(tiny, tmp_path):
 
 
 def test_llama3_frequencies_by_the_definition(tiny):
-    """Each wavelength by its own rule: short ones kept, long ones divided by the factor, the band between interpolated."""
+    """Each wavelength by its own rule: short ones kept, long ones divided, some in between."""
     config = load_config(tiny)
     s = config.rope_scaling
     for i, got in enumerate(rope_frequencies(config).double()):
@@ -134,7 +134,7 @@ def test_who_does_rms_norm_and_swiglu():
 
 @pytest.mark.skipif(
     torch.cuda.is_available(),
-    reason="the interpreter is for machines without CUDA; tests/kernels/test_layers_gpu.py has the same there",
+    reason="the interpreter is for machines without CUDA; test_layers_gpu.py has the same there",
 )
 @pytest.mark.parametrize(
     "recompute, dtype, limit",

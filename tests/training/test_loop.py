@@ -318,7 +318,7 @@ def test_an_old_export_that_names_its_base_adapter_still_loads(recipe, tmp_path,
     system = systems.load(options)
     for (name, ours), want in zip(system.model.named_parameters(), both.parameters()):
         assert torch.equal(ours, want), name
-    with pytest.raises(InputError, match="relative to another one, runs/first/final"):
+    with pytest.raises(InputError, match="relative to another one, .*runs/first/final"):
         loop.train(recipe(f"model.adapter={tmp_path / second}", f"run.dir={tmp_path}/third"))
 
 
