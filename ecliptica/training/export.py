@@ -9,7 +9,8 @@ import torch
 
 from ecliptica.data.templates import as_text, render_context
 from ecliptica.files import replaced_directory
-from ecliptica.training.distributed import ALONE
+from ecliptica.objectives import kl
+from ecliptica.running.ranks import ALONE
 from model.errors import InputError
 from model.lora import lora_layers, lora_parameters, save_adapter
 from model.weights import copy_tokenizer, save_tensors, whole
@@ -31,7 +32,7 @@ def record(config, template, steps):
         "objective": o.name,
         "settings": asdict(o),
         "steps": steps,
-        "ablation": is_ablation(o),
+        "ablation": kl.is_ablation(o),
         "seed": config.training.seed,
         "versions": {
             "torch": torch.__version__,
@@ -39,12 +40,6 @@ def record(config, template, steps):
             "safetensors": version("safetensors"),
         },
     }
-
-
-def is_ablation(objective):
-    """A run whose KL is lifted or is none: stamped, so that its numbers are not taken for the method's."""
-    settings = asdict(objective)
-    return settings.get("ablation", False) or settings.get("kl") in ("printed", "logratio")
 
 
 def export(model, run_dir, config, made, ranks=ALONE):

@@ -1,12 +1,17 @@
 """Which model training starts from, and which frozen reference a run has."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ecliptica.policy import adapter_off_reference, model_reference
-from ecliptica.training import cache
-from ecliptica.training.distributed import ALONE, mesh, shard
+from ecliptica.planning.reference_cost import cache_size, reference_kind, unique
+from ecliptica.policy import Reference, adapter_off_reference, model_reference
+from ecliptica.running.ranks import ALONE
+from ecliptica.running.sharding import mesh, shard
+from ecliptica.schema import Encoded
+from ecliptica.training.reference_cache import Maker, ReferenceCache, cache_key, weights_digest
 from model.lora import adapter_rows, add_lora, draw_lora
 from model.weights import fill, meta_model, read_tensor
 
@@ -52,37 +57,30 @@ def frozen_as_stored(model, dtype):
             p.data = p.data.to(dtype)
 
 
-def kind(config, steps_per_epoch, steps, cache_bytes):
-    """training.reference with "auto" resolved: the cache if there is more than one epoch and it fits its budget."""
-    if config.training.reference != "auto":
-        return config.training.reference
-    if steps > steps_per_epoch and cache_bytes <= config.training.cache_budget_gib * 2**30:
-        return "cache"
-    return "adapter-off" if config.lora.rank else "model"
+def build(config: Any, maker: Maker, source: Any, held_out: Sequence[Encoded]) -> Reference:
+    """The reference of policy.response_rows: adapters off, a second copy of the starting model, or
+    hidden states on disk.
 
-
-def build(config, model, device, ranks, batches, held_out, say, pause=lambda: None):
-    """The reference function of policy.score: adapters off, a second copy of the starting model, or hidden states on disk.
-    pause(): called by all ranks between two parts of the cache; it may raise."""
-    examples = cache.unique([*batches.used(), *held_out])
-    chosen = kind(
-        config,
-        batches.per_epoch,
-        batches.steps,
-        cache.size(examples, model.config.hidden_size, model.dtype)[1],
-    )
-    if chosen == "adapter-off":
+    maker: of the cache; its model is the policy. source: of the batches. Collective.
+    """
+    model, device = maker.model, maker.device
+    examples = unique([*source.used(), *held_out])
+    _, cache_bytes = cache_size(examples, model.config.hidden_size, model.dtype)
+    kind = reference_kind(config, source.passes, cache_bytes)
+    if kind == "adapter-off":
         return adapter_off_reference(model)
-    if chosen == "model":
-        return model_reference(starting_model(config, device, ranks))
+    if kind == "model":
+        return model_reference(starting_model(config, device, maker.ranks))
+
+    # The cache is known by the weights' digest, so another start finds it and another model never.
     directories = [config.model.path, *filter(None, [config.model.adapter])]
-    key = cache.cache_key(cache.weights_digest(directories, ranks), model.dtype, examples)
+    key = cache_key(weights_digest(directories, maker.ranks), model.dtype, examples)
     where = config.training.cache_dir or Path(config.run.dir) / "cache"
-    path, parts = cache.build(
-        model, examples, where, key, config.training.micro_preferences, device, ranks, say, pause
-    )
+    path, parts = maker.build(examples, where, key)
+
+    # LoRA leaves the head alone; full fine-tuning trains it, so the reference needs its own.
     head_VD = None
     if not config.lora.rank:
         name = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
         head_VD = read_tensor(config.model.path, name).to(device, model.dtype)
-    return cache.Cache(path, parts, head_VD)
+    return ReferenceCache(path, parts, head_VD)
