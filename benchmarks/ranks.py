@@ -26,7 +26,7 @@ SEVERAL = """
 import sys
 from ecliptica.config import load
 from ecliptica.recipe import Config
-from ecliptica.training.distributed import joined
+from ecliptica.running.ranks import joined
 from ecliptica.training.loop import train
 with joined() as ranks:
     for line in open(sys.argv[1]):

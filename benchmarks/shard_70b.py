@@ -16,8 +16,9 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
-from ecliptica.training.distributed import Ranks, mesh, shard  # noqa: E402
-from ecliptica.training.plan import SHAPES  # noqa: E402
+from ecliptica.planning.workload import SHAPES  # noqa: E402
+from ecliptica.running.ranks import Ranks  # noqa: E402
+from ecliptica.running.sharding import mesh, shard  # noqa: E402
 from model.llama import Llama  # noqa: E402
 from model.lora import add_lora  # noqa: E402
 

@@ -1,23 +1,33 @@
-"""The one place that joins model, adapters and fused head: a packed batch in, log-prob and KL per sequence out."""
+"""The one place that joins model, adapters and fused head.
 
+A packed batch in; log-prob and KL out, per response token (`response_rows`) or per sequence
+(`score`). Training and evaluation both come through here.
+"""
+
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 
-from ecliptica.schema import SequenceStats
+from ecliptica.schema import PackedBatch, Rows, Sequences
 from kernels import linear_logp_kl
 from model.attention import packed_attention
+from model.llama import Llama
 from model.lora import adapters_off
 
+# A frozen reference: reference(batch) -> (hidden_TD, weight_VD), the final hidden states and the
+# head; the head is None where it is the policy's own.
+Reference = Callable[[PackedBatch], tuple[torch.Tensor, torch.Tensor | None]]
 
-def hidden(model, batch):
+
+def hidden(model: Llama, batch: PackedBatch) -> torch.Tensor:
     """Final hidden states [T, D] of a packed batch."""
     attend = packed_attention(batch.document_T, batch.branch_T)
     return model.forward_hidden(batch.tokens_T, batch.positions_T, attend)
 
 
-def adapter_off_reference(model):
-    """A LoRA run's reference: the same model with its adapters off. reference(batch) -> (hidden_TD, weight_VD)."""
+def adapter_off_reference(model: Llama) -> Reference:
+    """A LoRA run's reference: the same model with its adapters off."""
 
     @torch.no_grad()
     def reference(batch):
@@ -27,29 +37,7 @@ def adapter_off_reference(model):
     return reference
 
 
-@torch.no_grad()
-def reference_rows(model, batch):
-    """What a cache keeps of the frozen reference: (hidden_UD, lse_U) of the distinct response rows, ascending, adapters off.
-
-    lse in float32, by the fused head, as the logit of token 0 minus its log-prob: no logits are held.
-    """
-    with adapters_off(model):
-        hidden_TD = hidden(model, batch)
-        weight_VD = model.head_weight_VD.to(model.dtype)
-        rows_U = batch.rows_R.unique()
-        logp_U = linear_logp_kl(
-            hidden_TD,
-            weight_VD,
-            rows_U,
-            torch.zeros_like(rows_U),
-            torch.arange(len(rows_U), device=rows_U.device),
-            len(rows_U),
-        ).logp_S
-    hidden_UD = hidden_TD[rows_U]
-    return hidden_UD, hidden_UD.float() @ weight_VD[0].float() - logp_U
-
-
-def model_reference(frozen):
+def model_reference(frozen: Llama) -> Reference:
     """A second, frozen model as the reference."""
 
     @torch.no_grad()
@@ -59,63 +47,69 @@ def model_reference(frozen):
     return reference
 
 
-def score(model, batch, reference=None, kl="exact", grad=True):
-    """SequenceStats of a packed batch. reference: see adapter_off_reference, model_reference; None: no KL, no ref_logp.
+@torch.no_grad()
+def reference_rows(model: Llama, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a cache keeps of the frozen reference, adapters off: (hidden_UD, lse_U) of the distinct
+    response rows, ascending.
 
-    kl: "exact": KL[policy || reference] over the vocabulary, summed over the response's positions (spec default);
-    "printed": sum_t pi(y_t) log(pi(y_t) / pi_ref(y_t)), the paper's section 1, no KL; "logratio": logp - ref_logp of the
-    sequence, the authors' trainer; both for ablation only. "none": reported nowhere.
+    lse in float32, by the fused head, as the logit of token 0 minus its log-prob: no logits are
+    held.
+    """
+    with adapters_off(model):
+        hidden_TD = hidden(model, batch)
+        weight_VD = model.head_weight_VD.to(model.dtype)
+        rows_U = batch.rows_R.unique()
+        head = linear_logp_kl(
+            hidden_TD,
+            weight_VD,
+            rows_R=rows_U,
+            targets_R=torch.zeros_like(rows_U),
+            segments_R=torch.arange(len(rows_U), device=rows_U.device),
+            num_segments=len(rows_U),
+        )
+    hidden_UD = hidden_TD[rows_U]
+    return hidden_UD, hidden_UD.float() @ weight_VD[0].float() - head.logp_S
+
+
+def response_rows(
+    model: Llama, batch: PackedBatch, reference: Reference | None = None, grad: bool = True
+) -> Rows:
+    """Log-prob and exact KL of every response token of a packed batch.
+
+    reference: see adapter_off_reference, model_reference; None: no KL and no ref_logp.
     """
     with nullcontext() if grad else torch.no_grad():
-        ref_TD, ref_VD = (
-            reference(batch) if reference else (None, None)
-        )  # first: a sharded policy then goes from forward to backward
+        # The reference first: a sharded policy then goes from its forward to its backward.
+        ref_TD, ref_VD = reference(batch) if reference else (None, None)
         policy_TD = hidden(model, batch)
-        weight_VD = model.head_weight_VD.to(
-            model.dtype
-        )  # after the forward, which gathers a sharded head
-        if reference and kl == "printed":
-            return _printed(batch, policy_TD, weight_VD, ref_TD, ref_VD)
-        out = linear_logp_kl(
+
+        # The head's weight after the forward, which gathers a sharded one.
+        weight_VD = model.head_weight_VD.to(model.dtype)
+
+        # A segment a row: what the head returns per segment is then per response token.
+        rows = batch.rows_R.numel()
+        head = linear_logp_kl(
             policy_TD,
             weight_VD,
-            batch.rows_R,
-            batch.targets_R,
-            batch.segments_R,
-            batch.num_sequences,
-            ref_TD,
-            ref_VD,
+            rows_R=batch.rows_R,
+            targets_R=batch.targets_R,
+            segments_R=torch.arange(rows, device=batch.rows_R.device),
+            num_segments=rows,
+            ref_hidden_TD=ref_TD,
+            ref_weight_VD=ref_VD,
         )
-    kl_S = out.kl_S
-    if reference and kl == "logratio":
-        kl_S = out.logp_S - out.ref_logp_S
-    return SequenceStats(
-        out.logp_S,
-        out.tokens_S,
-        batch.owner_S,
-        batch.scores_S,
-        None if kl == "none" else kl_S,
-        out.ref_logp_S,
+    return Rows(
+        logp_R=head.logp_S,
+        segments_R=batch.segments_R,
+        owner_S=batch.owner_S,
+        scores_S=batch.scores_S,
+        kl_R=head.kl_S,
+        ref_logp_R=head.ref_logp_S,
     )
 
 
-def _printed(batch, policy_TD, weight_VD, ref_TD, ref_VD):
-    """Per-token log-probs, then sums per sequence: the printed formula needs pi(y_t) of every token."""
-    each = torch.arange(batch.rows_R.numel(), device=batch.rows_R.device)
-    out = linear_logp_kl(
-        policy_TD, weight_VD, batch.rows_R, batch.targets_R, each, each.numel(), ref_TD, ref_VD
-    )
-
-    def per_sequence(x_R):
-        return x_R.new_zeros(batch.num_sequences).index_add(0, batch.segments_R, x_R)
-
-    kl_R = out.logp_S.exp() * (out.logp_S - out.ref_logp_S)
-    tokens_S = per_sequence(torch.ones_like(out.logp_S)).long()
-    return SequenceStats(
-        per_sequence(out.logp_S),
-        tokens_S,
-        batch.owner_S,
-        batch.scores_S,
-        per_sequence(kl_R),
-        per_sequence(out.ref_logp_S),
-    )
+def score(
+    model: Llama, batch: PackedBatch, reference: Reference | None = None, grad: bool = True
+) -> Sequences:
+    """The same per sequence: `response_rows` summed over each response's tokens."""
+    return response_rows(model, batch, reference, grad).sequences()

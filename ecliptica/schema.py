@@ -1,7 +1,8 @@
 """The shared types, and the one legend of shape letters.
 
-T tokens of a packed batch    R response rows (hidden rows that predict response tokens)    S sequences (responses)
-P preferences    D hidden width    V vocabulary    H heads    K kv heads    E head width    B documents    L longest
+T tokens of a packed batch    R response rows (hidden rows that predict response tokens)
+S sequences (responses)       P preferences    D hidden width    V vocabulary    H heads
+K kv heads                    E head width     B documents       L longest
 """
 
 import hashlib
@@ -12,17 +13,17 @@ import torch
 
 @dataclass(frozen=True)
 class Preference:
-    """(I, X, Y+, Y-): `responses` best first, so chosen is 0 and rejected is 1. It holds relative to the instruction."""
+    """(I, X, Y+, Y-): `responses` best first, so chosen is 0 and rejected is 1.
+
+    It holds relative to the instruction.
+    """
 
     id: str  # "file:line", or the id that the line carries
     prompt: str
     responses: tuple[str, ...]
     instruction: str | None = None
     turns: tuple[tuple[str, str], ...] = ()  # earlier (user, assistant) turns of the conversation
-    scores: tuple[float, ...] = (
-        1.0,
-        0.0,
-    )  # one per response; only rrhf reads more than their order
+    scores: tuple[float, ...] = (1.0, 0.0)  # one per response; rrhf alone reads more than the order
     rationale: str | None = None
 
 
@@ -36,18 +37,27 @@ class Encoded:
     scores: tuple[float, ...] = (1.0, 0.0)
 
     @property
-    def tokens(self):
+    def tokens(self) -> int:
         return len(self.context) + sum(map(len, self.responses))
 
     @property
-    def key(self):
+    def hidden_rows(self) -> int:
+        """Distinct hidden rows that predict its responses: the context's last, which the responses
+        share, and all but the last of each response."""
+        return 1 + sum(len(response) - 1 for response in self.responses)
+
+    @property
+    def key(self) -> str:
         """What the reference's cache knows it by: a digest of its token ids, nothing else."""
         return hashlib.sha256(repr((self.context, self.responses)).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Preferences in one row: `prompt | response 1 | response 2 | ...`, prompt once, positions of every response restarting after it."""
+    """Preferences in one row: `prompt | response 1 | response 2 | ...`, the prompt once.
+
+    Positions of every response restart after the prompt.
+    """
 
     tokens_T: torch.Tensor
     positions_T: torch.Tensor
@@ -55,45 +65,81 @@ class PackedBatch:
     branch_T: torch.Tensor  # 0 prompt, k for response k
     rows_R: torch.Tensor  # the hidden row that predicts each response token
     targets_R: torch.Tensor
-    segments_R: torch.Tensor  # which sequence
+    segments_R: torch.Tensor  # which sequence, ascending
     owner_S: torch.Tensor  # which preference each sequence answers
     scores_S: torch.Tensor
-    ids: tuple[
-        str, ...
-    ]  # of the preferences; none in a filler, which a rank without work of its own runs and nobody counts
+    # Of the preferences; none in a filler, which a rank without work of its own runs and nobody
+    # counts.
+    ids: tuple[str, ...]
     keys: tuple[str, ...]  # Encoded.key of each
 
     @property
-    def num_sequences(self):
+    def num_sequences(self) -> int:
         return self.owner_S.numel()
 
-    def to(self, device):
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return PackedBatch(**moved, ids=self.ids, keys=self.keys)
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return PackedBatch(**tensors, ids=self.ids, keys=self.keys)
 
 
 @dataclass(frozen=True)
-class SequenceStats:
-    """What objectives see: numbers per sequence, never a model. Sequences of a preference are adjacent, best first."""
+class Sequences:
+    """Numbers per sequence. The sequences of a preference are adjacent, best first."""
 
     logp_S: torch.Tensor  # log pi(Y | I, X), summed over the response's tokens
     tokens_S: torch.Tensor
     owner_S: torch.Tensor
     scores_S: torch.Tensor
-    kl_S: torch.Tensor | None = None  # KL[policy || reference] summed over the response's positions
+    kl_S: torch.Tensor | None = None  # KL[policy || reference], summed over the positions
     ref_logp_S: torch.Tensor | None = None
 
     @property
-    def chosen_P(self):
+    def chosen_P(self) -> torch.Tensor:
         """Index of each preference's best response."""
         first = torch.ones_like(self.owner_S, dtype=torch.bool)
         first[1:] = self.owner_S[1:] != self.owner_S[:-1]
         return first.nonzero()[:, 0]
 
     @property
-    def rejected_P(self):
-        """Index of each preference's second response. Only for batches with at least two a preference."""
+    def rejected_P(self) -> torch.Tensor:
+        """Index of each preference's second response, where each has at least two."""
         return self.chosen_P + 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What objectives see: numbers per response token, never a model."""
+
+    logp_R: torch.Tensor  # log pi(y_t | I, X, y_<t)
+    segments_R: torch.Tensor  # which sequence, ascending
+    owner_S: torch.Tensor  # which preference each sequence answers
+    scores_S: torch.Tensor
+    kl_R: torch.Tensor | None = None  # KL[policy || reference] over the vocabulary; exact
+    ref_logp_R: torch.Tensor | None = None  # the reference's logp_R, no gradient
+
+    @property
+    def tokens_S(self) -> torch.Tensor:
+        """Tokens of each sequence; int64."""
+        counts_S = torch.zeros_like(self.owner_S)
+        return counts_S.index_add(0, self.segments_R, torch.ones_like(self.segments_R))
+
+    def per_sequence(self, x_R: torch.Tensor) -> torch.Tensor:
+        """[S]: the sum of x_R over each sequence's tokens, in their order: the same bits every
+        run, on every device."""
+        return torch.segment_reduce(x_R, "sum", lengths=self.tokens_S, initial=0, unsafe=True)
+
+    def sequences(self) -> Sequences:
+        """The same numbers summed over each sequence."""
+        kl_S = None if self.kl_R is None else self.per_sequence(self.kl_R)
+        ref_logp_S = None if self.ref_logp_R is None else self.per_sequence(self.ref_logp_R)
+        return Sequences(
+            logp_S=self.per_sequence(self.logp_R),
+            tokens_S=self.tokens_S,
+            owner_S=self.owner_S,
+            scores_S=self.scores_S,
+            kl_S=kl_S,
+            ref_logp_S=ref_logp_S,
+        )
 
 
 @dataclass
@@ -106,8 +152,9 @@ class Counts:
     dropped: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
-    def line(self):
+    def line(self) -> str:
         return (
-            f"{self.kept} preferences, {self.prompts_cut} prompts cut, {self.responses_cut} responses cut, "
-            f"{len(self.dropped)} dropped, {len(self.skipped)} bad lines skipped"
+            f"{self.kept} preferences, {self.prompts_cut} prompts cut, "
+            f"{self.responses_cut} responses cut, {len(self.dropped)} dropped, "
+            f"{len(self.skipped)} bad lines skipped"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ecliptica.data.templates import Template, as_text, get_template, render_context
-from ecliptica.training.export import read_record
+from ecliptica.record import base_adapter, read_record
 from model.config import load_config
 from model.devices import pick_device
 from model.errors import InputError

@@ -1,14 +1,28 @@
 """One file, one objective: the file's name is its name in the config. Each has
 
-RESPONSES: how many responses of a preference it reads (None: all)
-needs_reference(config): whether it cannot be computed without one
-check(config): raises InputError for settings that contradict it
-loss(stats, config, kl_weight) -> Terms: sums over the batch's preferences, numbers per sequence in, never a model
+Config                       the dataclass of the section `objective`: its keys, rules and help
+RESPONSES                    how many responses of a preference it reads (None: all)
+needs(config) -> Needs       what it reads beside the policy's own log-probs
+loss(rows, config, step) -> Terms
+                             sums over a batch's preferences; numbers per response token come in
+                             (schema.Rows), never a model
+
+and, where it makes sense for it,
+
+baseline(whole_step)         a statistic over all batches and ranks of an optimizer step, without
+                             gradient, before any loss of it; `loss` finds it in step.baseline
+loss_at_start(config)        its loss per preference while policy and reference are the same
+                             function; compared before the first update
+
+The types are in contract.py, the terms that objectives share in terms.py and kl.py.
 """
+
+from types import ModuleType
+from typing import Any
 
 from ecliptica.registry import Folder
 
-OBJECTIVES = Folder(__name__, __path__, "objective.name", shared=("terms",))
+OBJECTIVES = Folder(__name__, __path__, "objective.name", shared=("contract", "kl", "terms"))
 
 
 def configs() -> dict[str, type]:
@@ -16,6 +30,6 @@ def configs() -> dict[str, type]:
     return {name: module.Config for name, module in OBJECTIVES.all().items()}
 
 
-def get(config):
-    """The objective's module."""
+def get(config: Any) -> ModuleType:
+    """The objective's module. config: the section `objective`."""
     return OBJECTIVES.get(config.name)

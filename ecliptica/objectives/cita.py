@@ -1,17 +1,20 @@
-"""CITA-KL, paper section 6: -log P+ + lambda KL[policy || reference], P+ = softmax over (beta s+, beta s-).
+"""CITA-KL, paper section 6: -log P+ + lambda KL[policy || reference].
 
-The two-way softmax is sigmoid(beta (s+ - s-)), so this is `unified` without its SFT term. lambda > 0 is mandatory.
+P+ is the softmax over (beta s+, beta s-); of two it is sigmoid(beta (s+ - s-)), so this is
+`unified` without its SFT term. lambda > 0 is mandatory.
 """
 
 from dataclasses import dataclass
 
 from ecliptica.config import option
-from ecliptica.objectives import terms, unified
+from ecliptica.objectives import kl, terms
+from ecliptica.objectives.contract import Needs, Step, Terms
+from ecliptica.schema import Rows
 from model.errors import InputError
 
 
 @dataclass(frozen=True)
-class Config(terms.KLConfig, terms.PreferenceConfig):
+class Config(kl.KLConfig, terms.PreferenceConfig):
     """The section `objective` with objective.name = "cita"."""
 
     name: str = "cita"
@@ -22,8 +25,8 @@ class Config(terms.KLConfig, terms.PreferenceConfig):
         if self.ablation:
             return
         lifts = "objective.ablation=true lifts this and is stamped on every output"
-        if self.kl == "none":
-            raise InputError(f"objective.kl: cita's KL is mandatory, got 'none'; {lifts}")
+        if not kl.is_on(self):
+            raise InputError(f"objective.kl: cita's KL is mandatory, got {self.kl!r}; {lifts}")
         for key in ("kl_weight_start", "kl_weight_end"):
             value = getattr(self, key)
             if value <= 0:
@@ -34,8 +37,12 @@ class Config(terms.KLConfig, terms.PreferenceConfig):
 
 
 RESPONSES = 2
-needs_reference = unified.needs_reference
 
 
-def loss(stats, config, kl_weight):
-    return unified.loss(stats, config, kl_weight, sft_weight=0.0, preference_weight=1.0)
+def needs(config: Config) -> Needs:
+    return Needs(reference=not config.reference_free, kl=kl.is_on(config))
+
+
+def loss(rows: Rows, config: Config, step: Step) -> Terms:
+    preference = terms.preference(rows.sequences(), config, config.reference_free)
+    return terms.combine(preference, kl.term(rows, config, step))

@@ -1,8 +1,14 @@
-"""-log sigmoid(beta ((logp+ - ref+) - (logp- - ref-))); reference_free = true drops the reference, as the paper's section 1 prints it."""
+"""-log sigmoid(beta ((logp+ - ref+) - (logp- - ref-))).
 
+reference_free = true drops the reference, as the paper's section 1 prints it.
+"""
+
+import math
 from dataclasses import dataclass
 
 from ecliptica.objectives import terms
+from ecliptica.objectives.contract import Needs, Step, Terms
+from ecliptica.schema import Rows
 
 
 @dataclass(frozen=True)
@@ -15,9 +21,16 @@ class Config(terms.PreferenceConfig):
 RESPONSES = 2
 
 
-def needs_reference(config):
-    return not config.reference_free
+def needs(config: Config) -> Needs:
+    return Needs(reference=not config.reference_free)
 
 
-def loss(stats, config, kl_weight):
-    return terms.combine((1.0, terms.preference(stats, config, bool(config.reference_free))))
+def loss_at_start(config: Config) -> float | None:
+    """ln 2 with a reference margin, which is 0 then; nothing is known of it without one."""
+    if config.reference_free:
+        return None
+    return math.log(2)
+
+
+def loss(rows: Rows, config: Config, step: Step) -> Terms:
+    return terms.combine(terms.preference(rows.sequences(), config, config.reference_free))

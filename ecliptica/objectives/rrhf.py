@@ -1,4 +1,7 @@
-"""RRHF: sum over response pairs with score_i < score_j of max(0, p_i - p_j), p = length-normalised logp, + sft on the best."""
+"""RRHF: sft on the best response, and max(0, p_i - p_j) summed over its pairs, score_i < score_j.
+
+p is the length-normalised log-prob of a response.
+"""
 
 from dataclasses import dataclass
 
@@ -6,6 +9,8 @@ import torch
 
 from ecliptica.config import choice
 from ecliptica.objectives import terms
+from ecliptica.objectives.contract import Needs, Step, Terms
+from ecliptica.schema import Rows, Sequences
 
 
 @dataclass(frozen=True)
@@ -19,26 +24,34 @@ class Config:
 RESPONSES = None
 
 
-def needs_reference(config):
-    return False
+def needs(config: Config) -> Needs:
+    return Needs()
 
 
-def loss(stats, config, kl_weight):
-    p_S = stats.logp_S / stats.tokens_S.clamp(min=1)
-    same = stats.owner_S[:, None] == stats.owner_S[None, :]
-    worse = same & (stats.scores_S[:, None] < stats.scores_S[None, :])  # [i, j]: i ranks below j
-    excess = p_S[:, None] - p_S[None, :]
-    rank = torch.where(worse, excess.clamp(min=0), 0).sum()
-    agree_P = stats.logp_S.new_zeros(stats.chosen_P.numel()).index_add(
-        0, stats.owner_S, torch.where(worse, (excess < 0).float(), 0).sum(1).detach()
-    )
-    pairs_P = torch.zeros_like(agree_P).index_add(0, stats.owner_S, worse.float().sum(1))
-    ranking = terms.Terms(
-        rank,
-        {
-            "rank": rank.detach(),
-            "rewards/accuracies": (agree_P / pairs_P).sum(),
-            "logps/rejected": stats.logp_S.detach()[stats.rejected_P].sum(),
-        },
-    )
-    return terms.combine((1.0, ranking), (1.0, terms.sft(stats, config)))
+def loss(rows: Rows, config: Config, step: Step) -> Terms:
+    sequences = rows.sequences()
+    return terms.combine(ranking(sequences), terms.sft(sequences, config))
+
+
+def ranking(sequences: Sequences) -> Terms:
+    """The sum over pairs; rewards/accuracies: which share of a preference's pairs is in order."""
+    # [i, j]: i and j answer the same preference, and i ranks below j.
+    owner_S, scores_S = sequences.owner_S, sequences.scores_S
+    same_SS = owner_S[:, None] == owner_S[None, :]
+    worse_SS = same_SS & (scores_S[:, None] < scores_S[None, :])
+
+    p_S = sequences.logp_S / sequences.tokens_S.clamp(min=1)
+    excess_SS = p_S[:, None] - p_S[None, :]
+    loss = torch.where(worse_SS, excess_SS.clamp(min=0), 0).sum()
+
+    def per_preference(count_S):
+        return count_S.new_zeros(sequences.chosen_P.numel()).index_add(0, owner_S, count_S)
+
+    right_S = torch.where(worse_SS, (excess_SS < 0).float(), 0).sum(1).detach()
+    pairs_P = per_preference(worse_SS.float().sum(1))
+    metrics = {
+        "rank": loss.detach(),
+        "rewards/accuracies": (per_preference(right_S) / pairs_P.clamp(min=1)).sum(),
+        "logps/rejected": sequences.logp_S.detach()[sequences.rejected_P].sum(),
+    }
+    return Terms(loss, metrics)

@@ -1,9 +1,14 @@
-"""ITA: supervised fine-tuning on the chosen response. With data.contrastive, on contrastive ITA (paper 4.2)."""
+"""ITA: supervised fine-tuning on the chosen response, -log pi(Y+ | I, X).
+
+With data.contrastive, on contrastive ITA (paper 4.2).
+"""
 
 from dataclasses import dataclass
 
 from ecliptica.config import choice
 from ecliptica.objectives import terms
+from ecliptica.objectives.contract import Needs, Step, Terms
+from ecliptica.schema import Rows
 
 
 @dataclass(frozen=True)
@@ -17,9 +22,9 @@ class Config:
 RESPONSES = 1
 
 
-def needs_reference(config):
-    return False
+def needs(config: Config) -> Needs:
+    return Needs()
 
 
-def loss(stats, config, kl_weight):
-    return terms.combine((1.0, terms.sft(stats, config)))
+def loss(rows: Rows, config: Config, step: Step) -> Terms:
+    return terms.combine(terms.sft(rows.sequences(), config))

@@ -1,13 +1,14 @@
-"""The terms that objectives share. All are sums over the preferences of a batch: the step divides by the step's count."""
+"""The terms that objectives share, but for the KL (kl.py): sums over the preferences of a batch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ecliptica.config import choice, not_negative, option, positive
-
-KL_MODES = ("exact", "printed", "logratio", "none")
+from ecliptica.config import choice, option, positive
+from ecliptica.objectives.contract import Terms
+from ecliptica.schema import Sequences
 
 
 @dataclass(frozen=True)
@@ -19,76 +20,61 @@ class PreferenceConfig:
     reference_free: bool = option(False, "drop the reference's log-probs from the margin")
 
 
-@dataclass(frozen=True)
-class KLConfig:
-    """The keys of the KL term, lambda KL[policy || reference]."""
-
-    kl: str = choice("exact", KL_MODES, "exact; the others are ablations")
-    kl_weight_start: float = not_negative(0.01, "lambda at the first step; it anneals linearly")
-    kl_weight_end: float = not_negative(0.1, "lambda at the last step")
-    ablation: bool = option(False, "lifts cita's lambda > 0; stamped on every output")
-
-
-@dataclass(frozen=True)
-class Terms:
-    loss: torch.Tensor  # sum over preferences, differentiable
-    metrics: dict[str, torch.Tensor]  # sums over preferences, detached
-
-
-def sequence_logp(logp_S, tokens_S, config):
+def sequence_logp(logp_S: torch.Tensor, tokens_S: torch.Tensor, config: Any) -> torch.Tensor:
     """log pi(Y | I, X): the sum over tokens, or their mean with logp = "mean" (errata 5)."""
-    return logp_S / tokens_S.clamp(min=1) if config.logp == "mean" else logp_S
+    if config.logp == "mean":
+        return logp_S / tokens_S.clamp(min=1)
+    return logp_S
 
 
-def sft(stats, config):
+def sft(sequences: Sequences, config: Any) -> Terms:
     """-log pi(Y+ | I, X), paper section 1."""
-    chosen_P = sequence_logp(stats.logp_S, stats.tokens_S, config)[stats.chosen_P]
-    loss = -chosen_P.sum()
-    return Terms(
-        loss, {"sft": loss.detach(), "logps/chosen": stats.logp_S.detach()[stats.chosen_P].sum()}
-    )
+    best_P = sequences.chosen_P
+    logp_S = sequence_logp(sequences.logp_S, sequences.tokens_S, config)
+    loss = -logp_S[best_P].sum()
+    metrics = {
+        "sft": loss.detach(),
+        "logps/chosen": sequences.logp_S.detach()[best_P].sum(),
+    }
+    return Terms(loss, metrics)
 
 
-def preference(stats, config, reference_free):
-    """-log sigmoid(beta (reward+ - reward-)), reward = log pi, or log pi - log pi_0 with a reference margin.
+def preference(sequences: Sequences, config: PreferenceConfig, reference_free: bool) -> Terms:
+    """-log sigmoid(beta (reward+ - reward-)); the reward is log pi, or log pi - log pi_0.
 
-    Reference-free it is both the paper's section 1 DPO and CITA's two-way softmax: P+ = sigmoid(beta (s+ - s-)).
-    Its gradient is -beta (1 - P+) (grad s+ - grad s-) (errata 1).
+    Reference-free it is both the paper's section 1 DPO and CITA's two-way softmax:
+    P+ = sigmoid(beta (s+ - s-)). Its gradient is -beta (1 - P+) (grad s+ - grad s-) (errata 1).
     """
-    reward_S = sequence_logp(stats.logp_S, stats.tokens_S, config)
+    best_P, worse_P = sequences.chosen_P, sequences.rejected_P
+    reward_S = sequence_logp(sequences.logp_S, sequences.tokens_S, config)
     if not reference_free:
-        reward_S = reward_S - sequence_logp(stats.ref_logp_S, stats.tokens_S, config)
+        reward_S = reward_S - sequence_logp(sequences.ref_logp_S, sequences.tokens_S, config)
     reward_S = config.beta * reward_S
-    chosen_P, rejected_P = reward_S[stats.chosen_P], reward_S[stats.rejected_P]
-    margin_P = chosen_P - rejected_P
+    margin_P = reward_S[best_P] - reward_S[worse_P]
     loss = -F.logsigmoid(margin_P).sum()
-    flat, logp_S = margin_P.detach(), stats.logp_S.detach()
-    return Terms(
-        loss,
-        {
-            "preference": loss.detach(),
-            "logps/chosen": logp_S[stats.chosen_P].sum(),
-            "logps/rejected": logp_S[stats.rejected_P].sum(),
-            "rewards/chosen": chosen_P.detach().sum(),
-            "rewards/rejected": rejected_P.detach().sum(),
-            "rewards/margins": flat.sum(),
-            "rewards/accuracies": (flat > 0).float().sum(),
-            "saturated": (flat.sigmoid() > 0.99).float().sum(),
-        },
-    )
+
+    margin_P, reward_S = margin_P.detach(), reward_S.detach()
+    logp_S = sequences.logp_S.detach()
+    metrics = {
+        "preference": loss.detach(),
+        "logps/chosen": logp_S[best_P].sum(),
+        "logps/rejected": logp_S[worse_P].sum(),
+        "rewards/chosen": reward_S[best_P].sum(),
+        "rewards/rejected": reward_S[worse_P].sum(),
+        "rewards/margins": margin_P.sum(),
+        "rewards/accuracies": (margin_P > 0).float().sum(),
+        "saturated": (margin_P.sigmoid() > 0.99).float().sum(),
+    }
+    return Terms(loss, metrics)
 
 
-def kl(stats, config):
-    """KL[policy || reference] over every response position of Y+ and Y-, or its ablation stand-in (policy.score).
-
-    "logratio" is a mean over the two sequences, as its authors have it; the others are sums.
-    """
-    total = stats.kl_S.sum() / (2 if getattr(config, "kl", "exact") == "logratio" else 1)
-    return Terms(total, {"kl": total.detach()})
+def weighted(weight: float, term: Terms) -> Terms:
+    """A term of which the loss takes `weight`; what is logged of it stays as it is."""
+    return replace(term, loss=weight * term.loss)
 
 
-def combine(*weighted):
-    """sum of weight * term; the metrics of all."""
-    metrics = {name: value for _, term in weighted for name, value in term.metrics.items()}
-    loss = sum(weight * term.loss for weight, term in weighted)
-    return Terms(loss, metrics | {"loss": loss.detach()})
+def combine(*parts: Terms) -> Terms:
+    """The sum of several terms; the metrics and values of all."""
+    metrics = {name: value for part in parts for name, value in part.metrics.items()}
+    values = {name: value for part in parts for name, value in part.values.items()}
+    return Terms(sum(part.loss for part in parts), metrics, values)

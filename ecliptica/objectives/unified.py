@@ -1,13 +1,18 @@
-"""sft + lambda_1 * preference + lambda_2 * KL, paper section 1; lambda_1 = preference_weight, lambda_2 = kl_weight, annealed."""
+"""sft + lambda_1 * preference + lambda_2 * KL, paper section 1.
+
+lambda_1 is preference_weight, lambda_2 is kl_weight, annealed.
+"""
 
 from dataclasses import dataclass
 
 from ecliptica.config import not_negative, option
-from ecliptica.objectives import terms
+from ecliptica.objectives import kl, terms
+from ecliptica.objectives.contract import Needs, Step, Terms
+from ecliptica.schema import Rows
 
 
 @dataclass(frozen=True)
-class Config(terms.KLConfig, terms.PreferenceConfig):
+class Config(kl.KLConfig, terms.PreferenceConfig):
     """The section `objective` with objective.name = "unified"."""
 
     name: str = "unified"
@@ -18,19 +23,15 @@ class Config(terms.KLConfig, terms.PreferenceConfig):
 RESPONSES = 2
 
 
-def needs_reference(config):
-    return config.kl != "none" or not _reference_free(config)
+def needs(config: Config) -> Needs:
+    return Needs(reference=not config.reference_free, kl=kl.is_on(config))
 
 
-def _reference_free(config):
-    return config.reference_free
-
-
-def loss(stats, config, kl_weight, sft_weight=1.0, preference_weight=None):
-    lambda_1 = config.preference_weight if preference_weight is None else preference_weight
-    weighted = [(lambda_1, terms.preference(stats, config, _reference_free(config)))]
-    if sft_weight:
-        weighted.append((sft_weight, terms.sft(stats, config)))
-    if config.kl != "none":
-        weighted.append((kl_weight, terms.kl(stats, config)))
-    return terms.combine(*weighted)
+def loss(rows: Rows, config: Config, step: Step) -> Terms:
+    sequences = rows.sequences()
+    preference = terms.preference(sequences, config, config.reference_free)
+    return terms.combine(
+        terms.weighted(config.preference_weight, preference),
+        terms.sft(sequences, config),
+        kl.term(rows, config, step),
+    )

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from ecliptica.data.templates import Template, as_text, render_context
-from ecliptica.files import read_json, replaced_directory
+from ecliptica.files import replaced_directory
+from ecliptica.objectives import kl
 from ecliptica.recipe import Config
-from ecliptica.training.distributed import ALONE, Ranks
+from ecliptica.record import RECORD, base_adapter, read_record
+from ecliptica.running.ranks import ALONE, Ranks
 from model.errors import InputError
 from model.llama import Llama
 from model.lora import lora_layers, lora_parameters, save_adapter
 from model.shards import whole
 from model.weights import copy_companions, save_tensors
-
-RECORD = "ecliptica.json"
 
 
 def record(config: Config, template: Template, steps: int) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def record(config: Config, template: Template, steps: int) -> dict[str, Any]:
         "objective": objective.name,
         "settings": asdict(objective),
         "steps": steps,
-        "ablation": is_ablation(objective),
+        "ablation": kl.is_ablation(objective),
         "seed": config.training.seed,
         "versions": {
             "torch": torch.__version__,
@@ -55,59 +55,14 @@ def _absolute(path: str) -> str:
     return str(Path(path).absolute())
 
 
-def is_ablation(objective: Any) -> bool:
-    """A run whose KL is lifted or is none.
-
-    Stamped, so that its numbers are not taken for the method's.
-    """
-    settings = asdict(objective)
-    return settings.get("ablation", False) or settings.get("kl") in ("printed", "logratio")
-
-
-def read_record(directory: str | Path) -> dict[str, Any]:
-    """The record in an export; empty for a directory from elsewhere.
-
-    An export of the past may be relative to a first adapter, `base_adapter`: its path comes back
-    absolute. Raises InputError for a record that is none, and if that adapter is nowhere.
-    """
-    path = Path(directory) / RECORD
-    if not path.exists():
-        return {}
-    made = read_json(path)
-    if not isinstance(made.get("template"), str):
-        raise InputError(f"{path}: no template; expected the record of a run, copy it again")
-    if made.get("base_adapter"):
-        made["base_adapter"] = str(_recorded_path(made["base_adapter"], path))
-    return made
-
-
 def check_stands_by_itself(adapter_dir: str | Path) -> None:
     """Raises InputError for an export of the past that is relative to yet another adapter."""
-    base_adapter = read_record(adapter_dir).get("base_adapter")
-    if base_adapter:
+    first = base_adapter(read_record(adapter_dir), adapter_dir)
+    if first:
         raise InputError(
-            f"{adapter_dir}: this adapter is relative to another one, {base_adapter}; finish that "
+            f"{adapter_dir}: this adapter is relative to another one, {first}; finish that "
             "run again, its export then stands by itself"
         )
-
-
-def _recorded_path(written: Any, record_path: Path) -> Path:
-    """The directory that a relative path in a record means, wherever the command is started.
-
-    It was relative to the directory of the day, under which the record lies as a rule: looked for
-    from the record's directory upwards, then from here.
-    """
-    if not isinstance(written, str):
-        raise InputError(f"{record_path}: base_adapter: expected a path, got {written!r:.80}")
-    above = record_path.absolute().parent
-    for start in (above, *above.parents, Path.cwd()):
-        candidate = start / written
-        if candidate.is_dir():
-            return candidate
-    raise InputError(
-        f"{record_path}: its base_adapter {written} is neither under a directory above the record "
-        "nor under this one; start the command where the run was started"
-    )
 
 
 def export(

@@ -1,23 +1,23 @@
 """Which model training starts from, and which frozen reference a run has."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ecliptica.policy import adapter_off_reference, model_reference
+from ecliptica.planning.reference_cost import cache_size, reference_kind, unique
+from ecliptica.policy import Reference, adapter_off_reference, model_reference
 from ecliptica.recipe import Config
-from ecliptica.training import cache
-from ecliptica.training.distributed import ALONE, Ranks, mesh, shard
+from ecliptica.running.ranks import ALONE, Ranks
+from ecliptica.running.sharding import mesh, shard
+from ecliptica.schema import Encoded
 from ecliptica.training.export import check_stands_by_itself
+from ecliptica.training.reference_cache import Maker, ReferenceCache, cache_key, weights_digest
 from model.llama import Llama
 from model.lora import adapter_rows, add_lora, draw_lora
 from model.tensors import read_tensor
 from model.weights import EMBEDDING, HEAD, Edit, fill, meta_model
-
-# reference(batch) -> (hidden states [T, D], LM head [V, D]): see ecliptica/policy.py
-Reference = Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
 
 
 def starting_model(
@@ -75,49 +75,28 @@ def frozen_as_stored(model: Llama, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def kind(config: Config, steps_per_epoch: int, steps: int, cache_bytes: int) -> str:
-    """training.reference with "auto" resolved.
+def build(config: Any, maker: Maker, source: Any, held_out: Sequence[Encoded]) -> Reference:
+    """The reference of policy.response_rows: adapters off, a second copy of the starting model, or
+    hidden states on disk.
 
-    The cache if there is more than one epoch and it fits its budget.
+    maker: of the cache; its model is the policy. source: of the batches. Collective.
     """
-    options = config.training
-    if options.reference != "auto":
-        return options.reference
-    if steps > steps_per_epoch and cache_bytes <= options.cache_budget_gib * 2**30:
-        return "cache"
-    return "adapter-off" if config.lora.rank else "model"
-
-
-def build(
-    config: Config,
-    model: Llama,
-    device: str,
-    ranks: Ranks,
-    batches: Any,
-    held_out: list[Any],
-    say: Callable[[str], None],
-    pause: Callable[[], None] = lambda: None,
-) -> Reference:
-    """The reference function of policy.score.
-
-    Adapters off, a second copy of the starting model, or hidden states on disk. pause(): called by
-    all ranks between two parts of the cache; it may raise.
-    """
-    examples = cache.unique([*batches.used(), *held_out])
-    _, cache_bytes = cache.size(examples, model.config.hidden_size, model.dtype)
-    chosen = kind(config, batches.per_epoch, batches.steps, cache_bytes)
-    if chosen == "adapter-off":
+    model, device = maker.model, maker.device
+    examples = unique([*source.used(), *held_out])
+    _, cache_bytes = cache_size(examples, model.config.hidden_size, model.dtype)
+    kind = reference_kind(config, source.passes, cache_bytes)
+    if kind == "adapter-off":
         return adapter_off_reference(model)
-    if chosen == "model":
-        return model_reference(starting_model(config, device, ranks))
+    if kind == "model":
+        return model_reference(starting_model(config, device, maker.ranks))
 
+    # The cache is known by the weights' digest, so another start finds it and another model never.
     directories = [config.model.path, *filter(None, [config.model.adapter])]
-    key = cache.cache_key(cache.weights_digest(directories, ranks), model.dtype, examples)
+    key = cache_key(weights_digest(directories, maker.ranks), model.dtype, examples)
     where = config.training.cache_dir or Path(config.run.dir) / "cache"
-    path, parts = cache.build(
-        model, examples, where, key, config.training.micro_preferences, device, ranks, say, pause
-    )
-    return cache.Cache(path, parts, _frozen_head(config, model, device))
+    path, parts = maker.build(examples, where, key)
+
+    return ReferenceCache(path, parts, _frozen_head(config, model, device))
 
 
 def _frozen_head(config: Config, model: Llama, device: str) -> torch.Tensor | None:

@@ -1,21 +1,35 @@
-"""What changes with the step: learning rate and KL weight."""
+"""What changes with the step: the learning rate. (The KL's weight: objectives/kl.py.)"""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 
-def learning_rate(step, steps, config):
+@dataclass(frozen=True)
+class Now:
+    """What holds in one step."""
+
+    step: int
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run's schedule: functions of the step alone, so a resumed run needs no state of it."""
+
+    options: Any  # the section `training`
+    steps: int
+
+    def at(self, step: int) -> Now:
+        return Now(step, self.steps, learning_rate(step, self.steps, self.options))
+
+
+def learning_rate(step: int, steps: int, options: Any) -> float:
     """Linear warm-up over the first `warmup` share of the steps, then cosine to 0, or constant."""
-    warm = max(1, round(config.warmup * steps)) if config.warmup else 0
+    warm = max(1, round(options.warmup * steps)) if options.warmup else 0
     if step < warm:
-        return config.lr * (step + 1) / warm
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def kl_weight(step, steps, config):
-    """lambda: linear from kl_weight_start at the first step to kl_weight_end at the last (paper: 0.01 to 0.1)."""
-    if not hasattr(config, "kl_weight_start"):
-        return 0.0
-    share = step / (steps - 1) if steps > 1 else 0.0
-    return config.kl_weight_start + share * (config.kl_weight_end - config.kl_weight_start)
+        return options.lr * (step + 1) / warm
+    if options.schedule == "constant":
+        return options.lr
+    return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

@@ -2,100 +2,178 @@
 
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from ecliptica.policy import score
-from ecliptica.training.distributed import ALONE
+from ecliptica.objectives import kl
+from ecliptica.objectives.contract import Step, Terms, WholeStep
+from ecliptica.policy import Reference, response_rows
+from ecliptica.running.ranks import ALONE, Ranks
+from ecliptica.running.sharding import settle
+from ecliptica.schema import PackedBatch, Rows
+from model.llama import Llama
 
 
-def forward(model, reference, objective, config, batch, kl_weight, grad=True):
-    """Terms of one packed batch: sums over its preferences. KL is measured wherever there is a reference, in the loss or not."""
-    stats = score(model, batch, reference, getattr(config, "kl", "exact"), grad)
-    terms = objective.loss(stats, config, kl_weight)
-    if "kl" not in terms.metrics and stats.kl_S is not None:
-        terms.metrics.update(terms.kl(stats, config).metrics)
-    return terms
+@dataclass(frozen=True)
+class Learner:
+    """What a step works on: the policy, what it is held to, and what moves it."""
 
+    policy: Llama
+    reference: Reference | None
+    objective: ModuleType  # ecliptica/objectives
+    settings: Any  # the section `objective`
+    optimizer: torch.optim.Optimizer
+    clip_norm: float
 
-def totals(parts, batches, ranks):
-    """{name: sum over the batches of all ranks / preferences}. A filler batch, which has no ids, counts for nothing."""
-    names = sorted(parts[0])
-    sums = [
-        sum(float(part[name]) for part, batch in zip(parts, batches) if batch.ids) for name in names
-    ]
-    *sums, count = ranks.reduce([*sums, sum(len(batch.ids) for batch in batches)])
-    return {name: total / count for name, total in zip(names, sums)}
+    def rows(self, batch: PackedBatch, grad: bool = True) -> Rows:
+        """Log-prob and KL of each response token of a packed batch."""
+        return response_rows(self.policy, batch, self.reference, grad)
+
+    def terms(self, batch: PackedBatch, step: Step, grad: bool = True) -> Terms:
+        """Loss and numbers of a packed batch: sums over its preferences.
+
+        The KL is among them wherever there is a reference, whether the loss has it or not.
+        """
+        rows = self.rows(batch, grad)
+        terms = kl.observed(self.objective.loss(rows, self.settings, step), rows, self.settings)
+        return replace(terms, metrics=terms.metrics | {"loss": terms.loss.detach()})
 
 
 def optimizer_step(
-    model,
-    reference,
-    objective,
-    config,
-    batches,
-    kl_weight,
-    optimizer,
-    clip_norm,
-    check=None,
-    ranks=ALONE,
-):
-    """Update the trained parameters from this rank's micro-batches; return the step's metrics over all ranks, as floats.
+    learner: Learner,
+    batches: Sequence[PackedBatch],
+    step: Step,
+    ranks: Ranks = ALONE,
+    check: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+    """Update the trained parameters from this rank's micro-batches; the step's metrics, all ranks.
 
-    Every preference weighs the same whatever batch or rank it lands in: sums are divided by the step's count, known before the
-    first backward. check(metrics): called before the update, may raise. Raises InputError, on every rank, if the loss or the
-    gradient is not finite.
+    Every preference weighs the same whatever batch or rank it lands in: sums are divided by the
+    step's count. check(metrics): called before the update, may raise. Raises InputError, on every
+    rank, if the loss or the gradient is not finite.
     """
     start = time.perf_counter()
-    count, tokens = ranks.reduce(
-        [sum(len(b.ids) for b in batches), sum(b.tokens_T.numel() for b in batches if b.ids)]
+
+    # What the step holds over all ranks: known before its first backward.
+    preferences, tokens = ranks.reduce(
+        [
+            sum(len(batch.ids) for batch in batches),
+            sum(batch.tokens_T.numel() for batch in batches if batch.ids),
+        ]
     )
+    step = replace(step, baseline=baseline(learner, batches, step, ranks))
+
+    # Forward, loss and backward, a micro-batch at a time. Times world: FSDP takes the mean over
+    # ranks, a step is the sum. A filler's forward and backward are for the others' collectives.
     parts = []
     for batch in batches:
-        terms = forward(model, reference, objective, config, batch, kl_weight)
-        share = (
-            ranks.world / count if batch.ids else 0.0
-        )  # times world: FSDP takes the mean over ranks, a step is the sum
+        terms = learner.terms(batch, step)
+        share = ranks.world / preferences if batch.ids else 0.0
         (terms.loss * share).backward()
-        parts.append(terms.metrics)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, clip_norm)
-    metrics = totals(parts, batches, ranks) | {
-        "grad_norm": float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    }
+        parts.append(replace(terms, loss=terms.loss.detach()))
+
+    # Nothing that is not finite gets into the parameters.
+    trained = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, learner.clip_norm)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    metrics = totals(parts, batches, ranks) | {"grad_norm": float(norm)}
     if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
         raise ranks.agreed(not_finite(metrics, parts, batches, ranks))
     if check:
         check(metrics)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - start
     return metrics | {
         "tokens_per_second": tokens / seconds,
-        "preferences_per_second": count / seconds,
+        "preferences_per_second": preferences / seconds,
         "step_seconds": seconds,
     }
 
 
-def not_finite(metrics, parts, batches, ranks):
-    """One line: what is not finite, on which rank, in which preferences (all of the step's, if only the gradient is not)."""
-    bad = [batch for part, batch in zip(parts, batches) if not math.isfinite(float(part["loss"]))]
-    found = ranks.gather([name for batch in bad for name in batch.ids])
-    if not any(found):
-        found = ranks.gather([name for batch in batches for name in batch.ids])
-    where = [
-        (f"rank {rank}: " if ranks.world > 1 else "") + ", ".join(names)
-        for rank, names in enumerate(found)
-        if names
-    ]
-    return f"loss {metrics['loss']}, grad_norm {metrics['grad_norm']}: not finite, stopped before the update; preferences: {'; '.join(where)}"
-
-
-def evaluate(model, reference, objective, config, batches, kl_weight, ranks=ALONE):
-    """The same numbers on held-out preferences, no gradient."""
-    parts = [
-        forward(model, reference, objective, config, batch, kl_weight, grad=False).metrics
-        for batch in batches
-    ]
+def evaluate(
+    learner: Learner, batches: Sequence[PackedBatch], step: Step, ranks: Ranks = ALONE
+) -> dict[str, float]:
+    """The same numbers on held-out preferences: no gradient, and nothing dropped out."""
+    with as_evaluated(learner.policy):
+        step = replace(step, baseline=baseline(learner, batches, step, ranks))
+        parts = [learner.terms(batch, step, grad=False) for batch in batches]
     return totals(parts, batches, ranks)
+
+
+def baseline(
+    learner: Learner, batches: Sequence[PackedBatch], step: Step, ranks: Ranks = ALONE
+) -> Any:
+    """What the objective wants to know of the whole step before any loss of it; None if it has no
+    such wish."""
+    of_step = getattr(learner.objective, "baseline", None)
+    if of_step is None:
+        return None
+    with as_evaluated(learner.policy):
+        return of_step(
+            WholeStep(
+                number=step.number,
+                steps=step.steps,
+                config=learner.settings,
+                batches=batches,
+                rows=lambda batch: learner.rows(batch, grad=False),
+                sums=ranks.reduce,
+            )
+        )
+
+
+@contextmanager
+def as_evaluated(model: Llama) -> Iterator[None]:
+    """Inside the block the model is what it is outside of training: nothing is dropped out."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+        settle(model)
+
+
+def totals(
+    parts: Sequence[Terms], batches: Sequence[PackedBatch], ranks: Ranks
+) -> dict[str, float]:
+    """{name: mean over the preferences of all ranks}, and the plain values.
+
+    A filler batch, which has no ids, counts for nothing.
+    """
+    counted = [part for part, batch in zip(parts, batches) if batch.ids]
+    names = sorted(parts[0].metrics)
+    here = [sum(float(part.metrics[name]) for part in counted) for name in names]
+    *sums, preferences = ranks.reduce([*here, sum(len(batch.ids) for batch in batches)])
+    return {name: total / preferences for name, total in zip(names, sums)} | parts[0].values
+
+
+def not_finite(
+    metrics: dict[str, float],
+    parts: Sequence[Terms],
+    batches: Sequence[PackedBatch],
+    ranks: Ranks,
+) -> str:
+    """One line: what is not finite, on which rank, in which preferences (all of the step's, if only
+    the gradient is not)."""
+    bad = [batch for part, batch in zip(parts, batches) if not math.isfinite(float(part.loss))]
+    names = ranks.gather([name for batch in bad for name in batch.ids])
+    if not any(names):
+        names = ranks.gather([name for batch in batches for name in batch.ids])
+    places = []
+    for rank, here in enumerate(names):
+        who = f"rank {rank}: " if ranks.world > 1 else ""
+        if here:
+            places.append(who + ", ".join(here))
+    return (
+        f"loss {metrics['loss']}, grad_norm {metrics['grad_norm']}: not finite, "
+        f"stopped before the update; preferences: {'; '.join(places)}"
+    )

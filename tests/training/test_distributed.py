@@ -14,7 +14,8 @@ from ecliptica import config
 from ecliptica.data.loader import micro_batches
 from ecliptica.recipe import Config
 from ecliptica.schema import Encoded
-from ecliptica.training import distributed, loop
+from ecliptica.running import ranks as running_ranks
+from ecliptica.training import loop
 from model.lora import load_adapter
 from model.weights import load_model
 from tests.conftest import ROOT, write_jsonl, write_tiny
@@ -40,7 +41,7 @@ SEVERAL = """
 import sys
 from ecliptica.config import load
 from ecliptica.recipe import Config
-from ecliptica.training.distributed import joined
+from ecliptica.running.ranks import joined
 from ecliptica.training.loop import train
 with joined() as ranks:
     for line in open(sys.argv[1]):

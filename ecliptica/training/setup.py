@@ -1,0 +1,171 @@
+"""What a run is made of, built in the order in which it can fail: data, policy, optimizer,
+reference, and the checkpoint that it goes on from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from ecliptica import objectives
+from ecliptica.data import offline
+from ecliptica.data.offline import Data, Offline
+from ecliptica.objectives import kl
+from ecliptica.planning import gpus
+from ecliptica.recipe import Config
+from ecliptica.running.checkpoints import Checkpoints, state_of
+from ecliptica.running.ranks import Ranks
+from ecliptica.running.run_directory import RunDirectory
+from ecliptica.running.signals import Signals
+from ecliptica.training import reference
+from ecliptica.training.log import Log
+from ecliptica.training.reference_cache import Maker, ReferenceCache
+from ecliptica.training.schedules import Schedule
+from ecliptica.training.step import Learner
+from model.errors import InputError
+from model.llama import Llama
+from model.devices import pick_device
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the loop works with."""
+
+    config: Config
+    ranks: Ranks
+    directory: RunDirectory
+    device: str
+    data: Data
+    source: Offline  # of batches; any that offers the same will do
+    learner: Learner
+    schedule: Schedule
+    checkpoints: Checkpoints
+    log: Log
+    start: int  # the first step of this process
+
+    @property
+    def name(self) -> str:
+        """What errors and messages call it: its directory."""
+        return str(self.directory.path)
+
+    @property
+    def reference_runs(self) -> bool:
+        """Whether each step runs the reference forward, rather than reading what it once said."""
+        frozen = self.learner.reference
+        return frozen is not None and not isinstance(frozen, ReferenceCache)
+
+
+def check(config: Config) -> None:
+    """What can be wrong before anything is written: objective, device. Raises InputError."""
+    objective = objectives.get(config.objective)
+    if objective.needs(config.objective).values:
+        raise InputError(
+            f"objective.name: {config.objective.name} needs a critic's values, and this training "
+            "has no critic"
+        )
+    pick_device(config.training.device)
+
+
+@contextmanager
+def prepared(
+    config: Config, directory: RunDirectory, ranks: Ranks, signals: Signals
+) -> Iterator[Run]:
+    """The Run of a claimed directory, at its start or where an earlier start of it left off.
+
+    Collective. Raises InputError for what the user can mend, Stopped if a signal asks to stop.
+    """
+    objective = objectives.get(config.objective)
+    device = pick_device(config.training.device)
+    name = str(directory.path)
+
+    # The data first: most of what can be wrong is in it, and it is read in seconds.
+    data = ranks.together(offline.load, config.model.path, config.data, objective.RESPONSES)
+    source = Offline(data.examples, config.training)
+    stamp = {"ablation": True} if kl.is_ablation(config.objective) else {}
+    with Log(directory.path, source.steps, stamp, ranks.main) as log:
+        for line in data.lines:
+            log.say(line)
+        signals.check(name)
+
+        # The policy, in the state that training starts from, and what moves it.
+        policy = reference.starting_model(config, device, ranks, trained=True).train()
+        optimizer = adamw(policy, config, device)
+        log.say(_summary(config, policy, source, data, device, ranks))
+        if stamp:
+            log.say("ABLATION: the KL of this run is lifted or is not a KL; every output says so")
+
+        # The reference is of that state too, so before any checkpoint is read.
+        frozen = None
+        if objective.needs(config.objective).frozen_model:
+            signals.check(name)
+            maker = Maker(
+                model=policy,
+                device=device,
+                ranks=ranks,
+                micro=config.training.micro_preferences,
+                say=log.say,
+                pause=lambda: signals.check(name),
+            )
+            frozen = reference.build(config, maker, source, data.held_out)
+
+        # Where an earlier start of this run left off, if there was one.
+        checkpoints = Checkpoints(directory.path, config.training.keep_checkpoints, ranks, log.say)
+        start = resume(checkpoints, policy, optimizer, log)
+        ranks.on_main(directory.take_back, start)
+        log.start(start)
+        if start:
+            log.say(f"{name}: resumed after step {start} of {source.steps}")
+        gpus.forget_peak(device)
+        signals.check(name)
+        yield Run(
+            config=config,
+            ranks=ranks,
+            directory=directory,
+            device=device,
+            data=data,
+            source=source,
+            learner=Learner(
+                policy=policy,
+                reference=frozen,
+                objective=objective,
+                settings=config.objective,
+                optimizer=optimizer,
+                clip_norm=config.training.clip_norm,
+            ),
+            schedule=Schedule(config.training, source.steps),
+            checkpoints=checkpoints,
+            log=log,
+            start=start,
+        )
+
+
+def adamw(policy: Llama, config: Config, device: str) -> torch.optim.Optimizer:
+    """AdamW over what is trained; fused on CUDA."""
+    return torch.optim.AdamW(
+        [p for p in policy.parameters() if p.requires_grad],
+        lr=config.training.lr,
+        weight_decay=config.training.weight_decay,
+        fused=torch.device(device).type == "cuda" or None,
+    )
+
+
+def resume(
+    checkpoints: Checkpoints, policy: Llama, optimizer: torch.optim.Optimizer, log: Log
+) -> int:
+    """Fill policy and optimizer from the newest whole checkpoint; return the step to go on with."""
+    manifest = checkpoints.resume(state_of(policy, optimizer))
+    if manifest is None:
+        return 0
+    log.first = manifest["first"]
+    return manifest["step"]
+
+
+def _summary(
+    config: Config, policy: Llama, source: Offline, data: Data, device: str, ranks: Ranks
+) -> str:
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    processes = f", {ranks.world} processes" if ranks.world > 1 else ""
+    return (
+        f"{trained:,} trained parameters, {source.steps} steps of {source.preferences} "
+        f"preferences, template {data.template.name}, {device}{processes}"
+    )

@@ -1,0 +1,37 @@
+"""Rows made of random numbers, and the checked settings of an objective."""
+
+import torch
+
+from ecliptica import config
+from ecliptica.recipe import Config
+from ecliptica.schema import Rows
+
+
+def settings_of(**options):
+    """The checked section `objective` of a recipe that says `options`."""
+    table = {"model": {"path": "m"}, "data": {"train": "d"}, "objective": options}
+    return config.from_table(Config, table, "test").objective
+
+
+def random_rows(per_preference, dtype=torch.float64, seed=0):
+    """Rows of preferences with so many responses each; logp_R and kl_R are leaves.
+
+    The same numbers in every dtype.
+    """
+    g = torch.Generator().manual_seed(seed)
+    owner_S = torch.tensor([p for p, k in enumerate(per_preference) for _ in range(k)])
+    tokens_S = torch.randint(3, 30, owner_S.shape, generator=g)
+    segments_R = torch.repeat_interleave(torch.arange(len(owner_S)), tokens_S)
+
+    def draw(low, high):
+        x_R = torch.rand(len(segments_R), generator=g, dtype=torch.float64)
+        return (low + (high - low) * x_R).to(dtype)
+
+    return Rows(
+        logp_R=draw(-3, -0.1).requires_grad_(),
+        segments_R=segments_R,
+        owner_S=owner_S,
+        scores_S=torch.tensor([float(k - n) for k in per_preference for n in range(k)]),
+        kl_R=draw(0, 0.5).requires_grad_(),
+        ref_logp_R=draw(-3, -0.1),
+    )
