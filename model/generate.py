@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from model.attention import packed_attention
+from model.errors import InputError
 
 
 class Cache:
@@ -84,9 +85,17 @@ def decode_attention(cache, length_N):
 
 def choose(logits_NV, temperature, top_p, generators):
     """Next tokens [N]. temperature 0: the most likely; else sampled from the smallest set of probability >= top_p, a generator a row."""
+    if temperature > 0:
+        logits_NV = logits_NV.float() / temperature
+    # The largest is NaN if one is: argmax would take it for a token, softmax spread it to all.
+    if not logits_NV.max(-1).values.isfinite().all():
+        raise InputError(
+            "the model's logits are NaN or infinite: its numbers overflowed, in its weights or on "
+            "the way, or the temperature is too near 0; try --dtype float32 or another checkpoint"
+        )
     if temperature == 0:
         return logits_NV.argmax(-1)
-    probs, order = (logits_NV.float() / temperature).softmax(-1).sort(-1, descending=True)
+    probs, order = logits_NV.softmax(-1).sort(-1, descending=True)
     probs[probs.cumsum(-1) - probs >= top_p] = 0
     picked = torch.stack(
         [torch.multinomial(row.cpu(), 1, generator=g) for row, g in zip(probs, generators)]

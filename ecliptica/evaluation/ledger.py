@@ -44,11 +44,11 @@ class Answering(Protocol):
 
 
 class Ledger:
-    """The file and what it holds. `path`: a file, or a directory with samples.jsonl in it."""
+    """The file and what it holds. `path`: a .jsonl file, or the directory of a samples.jsonl."""
 
     def __init__(self, path: str | Path):
         path = Path(path)
-        self.path = path / FILE if path.is_dir() or not path.suffix else path
+        self.path = path if path.suffix == ".jsonl" else path / FILE
         self._size = -1
         self._lines: dict[tuple[str, str], dict[str, Any]] = {}
         self.read()
