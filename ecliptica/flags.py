@@ -1,4 +1,9 @@
-"""Flags of a command line from a dataclass of options, and the options that the flags give."""
+"""Flags of a command line from a dataclass of options, and the options that the flags give.
+
+What a field's metadata may say to the command line: `metavar`; `repeat`, for a field of several
+texts that may be given several times; `other_flags`, further names of the flag; `default_text`,
+how the help calls the default where its value says nothing to a reader.
+"""
 
 import argparse
 from dataclasses import Field, fields
@@ -12,22 +17,37 @@ Options = TypeVar("Options")
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
-    """A flag for every field: `batch_tokens` is --batch-tokens. A field of several texts may be
-    given several times if its metadata says `repeat`, or once with commas."""
+    """A flag for every field: `batch_tokens` is --batch-tokens."""
     for field in fields(kind):
-        words = {"help": field.metadata.get("help"), "default": None, "dest": field.name}
+        names = (flag(field.name), *field.metadata.get("other_flags", ()))
+        words = {"help": _help(field), "default": None, "dest": field.name}
         if field.type is bool:
             words["action"] = argparse.BooleanOptionalAction
         else:
-            words["metavar"] = field.metadata.get("metavar") or field.name.upper()
+            words["metavar"] = _metavar(field)
         if field.metadata.get("repeat"):
             words["action"] = "append"
-        if choices := field.metadata.get("choices"):
-            words["metavar"] = "{" + ",".join(choices) + "}"
-        if not is_required(field) and field.default not in (None, "", ()):
-            words["help"] = f"{words['help']} (default: {field.default})"
-        words["help"] = words["help"] and words["help"].replace("%", "%%")
-        parser.add_argument(flag(field.name), required=is_required(field), **words)
+        parser.add_argument(*names, required=is_required(field), **words)
+
+
+def _metavar(field: Field) -> str:
+    """What stands for the value in the help."""
+    if choices := field.metadata.get("choices"):
+        return "{" + ",".join(choices) + "}"
+    return field.metadata.get("metavar") or field.name.upper()
+
+
+def _help(field: Field) -> str:
+    """The field's line of help with its default, for argparse, to which % is special."""
+    text = field.metadata.get("help") or ""
+    default = field.metadata.get("default_text")
+    if default is None and not is_required(field):
+        default = field.default
+    if isinstance(default, tuple):
+        default = ",".join(default)
+    if default not in (None, ""):
+        text = f"{text} (default: {default})"
+    return text.replace("%", "%%")
 
 
 def flag(name: str) -> str:

@@ -1,15 +1,25 @@
-"""A system under test: a model, maybe an adapter, a tokenizer, a template. Loading, and the options every suite shares."""
+"""A system under test: a model, maybe an adapter, a tokenizer, a template. Loading, and which
+systems stand side by side in one table."""
 
 import hashlib
 import json
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ecliptica.config import choice, option, positive
 from ecliptica.data.templates import Template, as_text, get_template, render_context
-from ecliptica.record import base_adapter, read_record
+from ecliptica.evaluation.answers import ends, generated
+from ecliptica.evaluation.divergences import between_instructions, kl_to_control
+from ecliptica.evaluation.ledger import Ledger
+from ecliptica.evaluation.questions import Question
+from ecliptica.evaluation.scoring import Answered, log_probs
+from ecliptica.record import RECORD, base_adapter, read_record
 from model.config import load_config
 from model.devices import pick_device
 from model.errors import InputError
@@ -18,116 +28,293 @@ from model.lora import adapters_off, load_adapter, merge_lora
 from model.tokenizer import Tokenizer, check_sizes, load_tokenizer
 from model.weights import load_model
 
+BASE = "prompting-only"  # the control: the base model under the same instructions
+TRAINED = "trained"
+# What an answer depends on beside the weights themselves, of every directory they come from.
+DIGESTED = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "adapter_config.json",
+)
+
 
 @dataclass(frozen=True)
 class System:
+    """What is asked: model, tokenizer, template."""
+
     model: Llama
     tokenizer: Tokenizer
     template: Template | None  # None: contexts and responses come rendered
-    batch_tokens: int
-    made: dict  # how the trained part was made (ecliptica.json); empty for a model from elsewhere
-    files: tuple = field(default=(), compare=False)  # directories of weights, base first
+    batch_tokens: int = 4096
+    record: dict[str, Any] = field(default_factory=dict)  # how the trained part was made, if known
+    directories: tuple[Path, ...] = field(default=(), compare=False)  # of weights, base first
+    adapters: bool = True  # False: the same model with its adapter off
 
     @property
-    def window(self):
+    def window(self) -> int:
         return self.model.config.max_position_embeddings
+
+    def without_adapter(self) -> "System":
+        """The base of a system with an adapter: its control. The two share one model."""
+        return replace(self, adapters=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that stand for weights, adapter, template, dtype and window: for whatever
+        a log-prob depends on beside the question."""
+        used = self.directories
+        if not self.adapters and len(used) > 1:
+            used = used[:-1]
+        sha256 = hashlib.sha256()
+        for directory in used:
+            _digest_directory(sha256, directory)
+        text = ""
+        if self.template:
+            text = as_text(render_context(self.template, "{prompt}", "{instruction}"))
+        sha256.update(json.dumps([text, str(self.model.dtype), self.window]).encode())
+        return sha256.hexdigest()[:16]
+
+    def key(self, question: Question) -> str:
+        """What the answer to a question depends on beside the question: the system's digest; of a
+        generated text the settings and the tokens that end it too."""
+        if question.asked != "answer":
+            return self.digest
+        settings = question.sampling.settings() | {"stop_ids": ends(self)}
+        return hashlib.sha256(json.dumps([self.digest, settings]).encode()).hexdigest()[:16]
+
+    def stamp(self) -> dict[str, Any]:
+        """What a line of the ledger says of the system: whether its numbers are an ablation's."""
+        ablated = self.adapters and self.record.get("ablation")
+        return {"ablation": True} if ablated else {}
+
+    @contextmanager
+    def switched(self) -> Iterator["System"]:
+        """Inside the block the model is this system's: with its adapter, or without."""
+        with ExitStack() as stack:
+            if not self.adapters:
+                stack.enter_context(adapters_off(self.model))
+            yield self
+
+    def ask(
+        self,
+        questions: Sequence[Question],
+        missing: Sequence[Question],
+        label: str,
+        control: "System",
+    ) -> Iterator[Answered]:
+        """Answers to the `missing` ones of `questions`, all of one kind, as they are made."""
+        asked = missing[0].asked
+        with ExitStack() as stack:
+            stack.enter_context(self.switched())
+            if asked == "logp":
+                yield from log_probs(self, missing, label)
+            elif asked == "jsd":
+                yield from between_instructions(self, missing, label)
+            elif asked == "answer":
+                yield from generated(self, questions, missing, label)
+            else:
+                if control.model is not self.model:
+                    stack.enter_context(control.switched())
+                yield from kl_to_control(self, missing, label, control)
+
+
+def _digest_directory(sha256, directory: Path) -> None:
+    for path in sorted(directory.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            sha256.update(hashlib.file_digest(file, "sha256").digest())
+    for name in DIGESTED:
+        if (directory / name).exists():
+            sha256.update((directory / name).read_bytes())
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One column of a table: a system with its adapters on or off. system None: its scores are read from a file (--rescore)."""
+class Recorded:
+    """A system that is known by its lines in a ledger alone: no model is loaded."""
 
-    label: str
-    key: str
-    system: System | None
-    adapters: bool = True
+    digest: str
+    answers_key: str
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
 
-    @contextmanager
-    def switched(self):
-        """Inside the block the system's model is this subject's."""
-        with (
-            nullcontext()
-            if self.adapters or self.system is None
-            else adapters_off(self.system.model)
-        ):
-            yield self.system
+    def key(self, question: Question) -> str:
+        return self.answers_key if question.asked == "answer" else self.digest
 
+    def stamp(self) -> dict[str, Any]:
+        return {}
 
-def fingerprint(system, adapters=True):
-    """16 hex digits that stand for weights, adapter, template text, dtype and window: the cache key of everything a model said."""
-    digest = hashlib.sha256()
-    merged = system.made.get("base_adapter")
-    directories = (
-        *system.files[:1],
-        *([merged] if merged and len(system.files) > 1 else []),
-        *(system.files[1:] if adapters else ()),
-    )
-    for directory in directories:
-        for path in sorted(Path(directory).glob("*.safetensors")):
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        for name in ("config.json", "tokenizer.json", "tokenizer.model", "adapter_config.json"):
-            if (Path(directory) / name).exists():
-                digest.update((Path(directory) / name).read_bytes())
-    text = (
-        as_text(render_context(system.template, "{prompt}", "{instruction}"))
-        if system.template
-        else ""
-    )
-    digest.update(json.dumps([text, str(system.model.dtype), system.window]).encode())
-    return digest.hexdigest()[:16]
-
-
-def add_arguments(parser, template=True):
-    parser.add_argument("--model", required=True, help="Hugging Face model directory")
-    parser.add_argument("--adapter", help="LoRA adapter directory (PEFT layout)")
-    if template:
-        parser.add_argument(
-            "--template",
-            required=True,
-            help="llama3, chatml, alpaca, paper; none: the input is rendered text",
+    def ask(self, questions, missing: Sequence[Question], label: str, control) -> list[Answered]:
+        """Nobody is there to be asked. Raises InputError that names what the ledger lacks."""
+        first = missing[0]
+        what = {"logp": "score"}.get(first.asked, first.asked)
+        raise InputError(
+            f"{self.path}: has no {what} of {label} for {first} (and {len(missing) - 1} more); it "
+            "was made with other settings or not finished: run without --rescore"
         )
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument(
-        "--batch-tokens", type=int, default=4096, help="packed tokens a forward pass takes at most"
-    )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
-def record(args):
-    """How the trained part was made (its ecliptica.json); empty for a model from elsewhere. Raises InputError: trained with another template."""
-    made = {}
-    for directory in filter(None, (args.model, args.adapter)):
-        made = read_record(directory) or made
-        if made and args.template not in ("none", made["template"]):
+# Loading
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which system: what every command that asks a model takes."""
+
+    model: str = option(..., "Hugging Face model directory")
+    template: str = option(..., "llama3, chatml, alpaca, paper; none: the input is rendered text")
+    adapter: str | None = option(None, "LoRA adapter directory (PEFT layout)")
+    dtype: str = choice("float32", ("float32", "bfloat16"), "what the model computes in")
+    batch_tokens: int = positive(4096, "packed tokens a forward pass takes at most")
+    device: str = choice("auto", ("auto", "cpu", "cuda"), "where it runs")
+
+
+def load_one(options: Options, **changes: str) -> System:
+    """The system that options name, or another one of the same settings."""
+    settings = {field.name: getattr(options, field.name) for field in fields(Options)}
+    return load(**settings | changes)
+
+
+def load(
+    model: str | Path,
+    template: str,
+    adapter: str | Path | None = None,
+    dtype: str = "float32",
+    batch_tokens: int = 4096,
+    device: str = "auto",
+) -> System:
+    """The system of a model directory, perhaps with an adapter.
+
+    Raises InputError for a template that the tokenizer lacks, or is not the one of the training.
+    """
+    tokenizer = load_tokenizer(model)
+    check_sizes(tokenizer, load_config(model), model)
+    chat = None if template == "none" else get_template(template, tokenizer)
+    record = made_with(model, template, adapter)
+    llama = load_model(model, getattr(torch, dtype), pick_device(device))
+    directories = [Path(model)]
+    if adapter:
+        # An export from before exports stood by themselves: its base is the model with the
+        # adapter that its run started from merged in.
+        below = base_adapter(record, adapter)
+        if below:
+            merge_lora(load_adapter(llama, below))
+            directories.append(below)
+        load_adapter(llama, adapter)
+        llama.requires_grad_(False).eval()
+        directories.append(Path(adapter))
+    return System(llama, tokenizer, chat, batch_tokens, record, tuple(directories))
+
+
+def made_with(
+    model: str | Path, template: str, adapter: str | Path | None = None
+) -> dict[str, Any]:
+    """How the trained part was made; empty for a model from elsewhere. Raises InputError for
+    another template than that of the training."""
+    record = {}
+    for directory in filter(None, (model, adapter)):
+        own = read_record(directory)
+        if not own:
+            continue
+        record = own
+        trained_with = record.get("template")
+        if not isinstance(trained_with, str):
+            raise InputError(f"{Path(directory) / RECORD}: no template in it; expected its name")
+        if template not in ("none", trained_with):
             raise InputError(
-                f"--template {args.template}: {directory} was trained with {made['template']}; use "
-                f"--template {made['template']}"
+                f"--template {template}: {directory} was trained with {trained_with}; "
+                f"use --template {trained_with}"
             )
-    return made
+    return record
 
 
-def load(args):
-    """The System that the options name. Raises InputError: a template the tokenizer lacks, or not the one it was trained with."""
-    if args.batch_tokens < 1:
-        raise InputError(f"--batch-tokens: expected > 0, got {args.batch_tokens}")
-    tokenizer = load_tokenizer(args.model)
-    check_sizes(tokenizer, load_config(args.model), args.model)
-    template = None if args.template == "none" else get_template(args.template, tokenizer)
-    made = record(args)
-    model = load_model(args.model, getattr(torch, args.dtype), pick_device(args.device))
-    if args.adapter:
-        if made.get(
-            "base_adapter"
-        ):  # the run went on from another adapter: its base is the model with that one merged in
-            merge_lora(load_adapter(model, made["base_adapter"]))
-        load_adapter(model, args.adapter)
-        model.requires_grad_(False).eval()
-    return System(
-        model,
-        tokenizer,
-        template,
-        args.batch_tokens,
-        made,
-        tuple(filter(None, (args.model, args.adapter))),
+# Side by side
+
+
+def is_base_of(control: Any, system: Any) -> bool:
+    """Whether the control is this very system without its adapter."""
+    if not isinstance(control, System) or not isinstance(system, System):
+        return False
+    adapted = system.adapters and len(system.directories) > 1
+    return adapted and system.without_adapter().digest == control.digest
+
+
+@dataclass(frozen=True)
+class Compared(Options):
+    """Which systems stand side by side in one table."""
+
+    base: str | None = option(
+        None,
+        "control model directory, when --model is itself the trained one (full fine-tuning)",
     )
+    also: tuple[str, ...] = option(
+        (),
+        "one more trained adapter (another seed, or trained without I); may be repeated",
+        repeat=True,
+        metavar="LABEL=ADAPTER",
+    )
+
+    def check(self) -> None:
+        labels = [label for label, _ in self.others()]
+        if len({*labels, BASE, TRAINED}) < len(labels) + 2:
+            raise InputError(
+                f"--also: the labels {', '.join(labels)} must differ from one another and from "
+                f"{BASE}, {TRAINED}"
+            )
+
+    def others(self) -> list[tuple[str, str]]:
+        """(label, adapter directory) of each --also."""
+        pairs = []
+        for text in self.also:
+            label, _, path = text.partition("=")
+            if not label or not path:
+                raise InputError(
+                    f"--also {text}: expected LABEL=ADAPTER_DIRECTORY, such as "
+                    "seed-1=runs/seed1/final"
+                )
+            pairs.append((label, path))
+        return pairs
+
+
+def compared(options: Compared) -> dict[str, System]:
+    """{label: system}, the control first: the base model under the same instructions."""
+    system = load_one(options)
+    if options.adapter:
+        systems = {BASE: system.without_adapter(), TRAINED: system}
+    elif options.base:
+        systems = {BASE: load_one(options, model=options.base), TRAINED: system}
+    else:
+        systems = {BASE: system}
+    for label, path in options.others():
+        systems[label] = load_one(options, adapter=path)
+    return systems
+
+
+def recorded(ledger: Ledger, record: dict[str, Any] | None = None) -> dict[str, Recorded]:
+    """{label: system} of whoever has a line in a ledger, the control first.
+
+    record: how the trained one was made. Raises InputError for a ledger without a line.
+    """
+    digests, answers_keys = {}, {}
+    for line in ledger.lines():
+        keys = answers_keys if "r" in line else digests
+        keys[line.get("system", BASE)] = line["key"]
+    labels = sorted({**digests, **answers_keys}, key=lambda label: label != BASE)
+    if not labels:
+        raise InputError(
+            f"--rescore {ledger.path}: no scored line in it; expected a samples.jsonl that a suite "
+            "wrote"
+        )
+    systems = {}
+    for label in labels:
+        keys = digests.get(label, ""), answers_keys.get(label, "")
+        systems[label] = Recorded(*keys, ledger.path, record or {})
+    return systems
+
+
+def record_of(systems: dict[str, Any]) -> dict[str, Any]:
+    """How a trained one of these was made. An ablation goes before the others, so that no other
+    system takes its stamp away."""
+    records = [system.record for system in systems.values()]
+    return max(records, key=lambda record: (bool(record.get("ablation")), bool(record)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ecliptica.files import write_lines
 from ecliptica.isd import audit
-from ecliptica.isd.bank import BANK, INSTRUCTIONS, PARAPHRASE, SPLITS, load_bank, load_instructions
+from ecliptica.isd.bank import BANK, INSTRUCTIONS, SPLITS, load_bank, load_instructions, own_wording
 from ecliptica.isd.hard import read_scores
 from ecliptica.isd.pairs import pairs
 from model import cli
@@ -84,7 +84,7 @@ def run_contexts(args):
         [
             {
                 "id": entry.id,
-                "instruction": instructions[name][PARAPHRASE[entry.split]],
+                "instruction": own_wording(entry.split, instructions[name]),
                 "prompt": entry.prompt,
             }
             for name in names

@@ -14,11 +14,9 @@ BANK, INSTRUCTIONS, MORE_INSTRUCTIONS = (
     HERE / "more_instructions.toml",
 )
 SPLITS = ("train", "dev", "test")
-PARAPHRASE = {
-    "train": 0,
-    "dev": 1,
-    "test": 2,
-}  # a test context never has a wording that was trained on
+# Which wording of an instruction a split's contexts have, from 1, or the last where there are
+# fewer: with three wordings a test context never has one that was trained on.
+WORDING = {"train": 1, "dev": 2, "test": 3}
 PROVENANCE = (
     "source",
     "form",
@@ -40,6 +38,11 @@ class Entry:
     form: str = ""
     author: str = ""
     licence: str = ""
+
+
+def own_wording(split, wordings):
+    """The text of an instruction in a split: its own wording, or the last that there is."""
+    return wordings[min(WORDING[split], len(wordings)) - 1]
 
 
 def load_instructions(path=INSTRUCTIONS):

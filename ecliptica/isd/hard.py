@@ -13,6 +13,8 @@ from ecliptica.fields import text
 from ecliptica.files import read_records
 from model.errors import InputError
 
+NO_SCORE = {"kl", "jsd", "r"}  # what lines of a ledger say that answer other questions
+
 
 def read_scores(path, names, system=None):
     """({prompt id: s_JK}, system) from lines {"prompt", "instruction", "response_to", "response", "logp"[, "system"]}, as `eval.py switch` writes
@@ -43,8 +45,9 @@ def read_scores(path, names, system=None):
 
 
 def _cell(record, where):
-    """(system, prompt, instruction, owner, response, logp) of a line; None for a control (no instruction, scrambled prompt, content-free)."""
-    if record.get("condition", "instruction") != "instruction":
+    """(system, prompt, instruction, owner, response, logp) of a line; None for a control (no
+    instruction, scrambled prompt, content-free) and for what is no score (a KL, a divergence)."""
+    if record.get("condition", "instruction") != "instruction" or NO_SCORE & record.keys():
         return None
     logp = record.get("logp")
     if type(logp) not in (int, float) or not math.isfinite(logp):

@@ -10,7 +10,7 @@ Each kind is a permutation without a fixed point, so that every response is reje
 import random
 
 from ecliptica.fields import distinct
-from ecliptica.isd.bank import PARAPHRASE, referenced
+from ecliptica.isd.bank import own_wording, referenced
 from ecliptica.isd.hard import hardest
 from model.errors import InputError
 
@@ -48,9 +48,7 @@ def pairs(entries, instructions, split, seed=0, rounds=1, scores=None):
                 made += [
                     {
                         "id": f"{entry.id}/{name}/{kind}-{number}",
-                        "instruction": instructions[name][
-                            min(PARAPHRASE[split], len(instructions[name]) - 1)
-                        ],
+                        "instruction": own_wording(split, instructions[name]),
                         "prompt": entry.prompt,
                         "chosen": entry.responses[name],
                         "rejected": text,

@@ -22,9 +22,9 @@ from ecliptica.training.log import Log
 from ecliptica.training.reference_cache import Maker, ReferenceCache
 from ecliptica.training.schedules import Schedule
 from ecliptica.training.step import Learner
+from model.devices import pick_device
 from model.errors import InputError
 from model.llama import Llama
-from model.devices import pick_device
 
 
 @dataclass(frozen=True)

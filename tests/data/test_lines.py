@@ -20,7 +20,7 @@ from ecliptica.files import (
 from ecliptica.isd import __main__ as isd
 from ecliptica.isd.bank import load_bank
 from ecliptica.isd.hard import read_scores
-from ecliptica.training.rundir import RunDir
+from ecliptica.running.run_directory import RunDirectory
 from model.errors import InputError
 from model.files import DEEPEST, parse_object
 
@@ -94,7 +94,7 @@ def test_journals_keep_every_separator(tmp_path):
     assert journal(path) == [{"step": step, "text": TEXT} for step in range(4)]
 
     # A resumed run takes back what it will write again, and the cut line.
-    RunDir.take_back(SimpleNamespace(path=tmp_path), 2)
+    RunDirectory.take_back(SimpleNamespace(path=tmp_path), 2)
     assert journal(path) == [{"step": step, "text": TEXT} for step in range(2)]
     append_lines(path, [{"step": 2, "text": TEXT}])
     assert [line["step"] for line in journal(path)] == [0, 1, 2]

@@ -14,7 +14,6 @@ from ecliptica import config
 from ecliptica.data.loader import micro_batches
 from ecliptica.recipe import Config
 from ecliptica.schema import Encoded
-from ecliptica.running import ranks as running_ranks
 from ecliptica.training import loop
 from model.lora import load_adapter
 from model.weights import load_model

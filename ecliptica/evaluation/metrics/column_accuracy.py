@@ -1,24 +1,49 @@
-"""Column accuracy: share of responses k whose most favourable instruction is their own, argmax_j s(j, k, x) = k.
+"""Column accuracy: share of responses k whose most favourable instruction is their own,
+argmax_j s(j, k, x) = k.
 
-The same string under every instruction, so response length plays no part. Chance 1/J for J instructions. Blind to the prompt.
+The same string under every instruction, so response length plays no part. Chance 1/J for J
+instructions. Blind to the prompt.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from ecliptica.evaluation.metrics import top_share
+from ecliptica.evaluation.grid import read_square, square
+from ecliptica.evaluation.metrics import Metric, top_share
 
 TITLE = "column accuracy"
 
 
-def value(s_JK, own=None):
+def value(s_JK: np.ndarray, own: Sequence[int] | None = None) -> float:
     return float(np.mean(by_response(s_JK, own)))
 
 
-def by_response(s_JK, own=None):
-    """[share of response k]. own: for each column, the row of its own instruction (default: square, k). More rows than columns: the scale test."""
-    own = range(s_JK.shape[1]) if own is None else own
+def by_response(s_JK: np.ndarray, own: Sequence[int] | None = None) -> list[float]:
+    """[share of response k]. own: for each column, the row of its own instruction (None: square,
+    k). More rows than columns: the scale test."""
+    if own is None:
+        own = range(s_JK.shape[1])
     return [top_share(s_JK[:, k], j) for k, j in enumerate(own)]
 
 
-def chance(instructions):
+def chance(instructions: int) -> float:
     return 1 / instructions
+
+
+def null(crosses: Sequence, answers: Sequence) -> float:
+    return chance(len(crosses[0].names))
+
+
+METRICS = (
+    Metric(
+        "column_accuracy",
+        TITLE,
+        null,
+        blind_to="the prompt",
+        questions=square,
+        value=lambda cross, answers: value(read_square(cross, answers)),
+        reads="grid",
+        parts=lambda cross, answers: by_response(read_square(cross, answers)),
+    ),
+)

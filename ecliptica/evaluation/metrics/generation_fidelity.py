@@ -1,125 +1,138 @@
 """Generation fidelity: does a free answer show its instruction, and does it answer its prompt?
 
-instruction: a classifier trained on the train split's references (naive Bayes over words, word pairs, length and format) names the instruction
-  an answer was generated under. Chance 1/K. Its confusion on references it never saw is published beside it: it bounds what can be read.
-prompt: of ten prompts of one domain, its own is the nearest by TF-IDF. A prompt's document is its text and, where all ten have references, those.
-  Chance 1/10. Blind to the instruction; an answer that repeats the question passes.
-both: the two at once, for the same answer. Chance 1/(10 K); a model that ignores the prompt has at most 1/10, one that ignores the instruction at most 1/K.
-A tie counts its share, an empty answer is wrong in all three.
+instruction: a classifier trained on the train split's references (naive Bayes over words, word
+  pairs, length and format) names the instruction an answer was generated under. Chance 1/K. Its
+  confusion on references it never saw is published beside it: it bounds what can be read.
+prompt: of ten prompts of one domain, its own is the nearest by TF-IDF. A prompt's document is its
+  text and, where all ten have references, those. Chance 1/10. Blind to the instruction; an answer
+  that repeats the question passes.
+both: the two at once, for the same answer. Chance 1/(10 K); a model that ignores the prompt has at
+  most 1/10, one that ignores the instruction at most 1/K.
+A tie counts its share, an empty answer is wrong in all three. cut: reached the token limit.
 """
 
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from ecliptica.evaluation.metrics import top_share
+from ecliptica.evaluation.grid import DISTRACTORS
+from ecliptica.evaluation.metrics import Metric, nothing, top_share
+from ecliptica.isd.bank import Entry
 
 TITLES = {
-    "both": "generation fidelity (instruction and prompt)",
-    "instruction": "instruction recognised",
-    "prompt": "prompt retrieved",
+    "both": ("generation fidelity (instruction and prompt)", "the truth"),
+    "instruction": ("instruction recognised", "the prompt"),
+    "prompt": ("prompt retrieved", "the instruction"),
 }
+Vector = dict[str, float]
 
 
-def words(text):
+def words(text: str) -> list[str]:
     return re.findall(r"[\w']+", text.lower())
 
 
-def features(text):
+# The instruction
+
+
+def features(text: str) -> Counter:
     """Counts of words, word pairs, and what the eye sees: length, questions, lists, paragraphs."""
-    said = words(text)
-    found = Counter(said)
-    found.update(" ".join(pair) for pair in zip(said, said[1:]))
-    found[f"<length {int(math.log2(len(said) + 1) * 2)}>"] += 3
-    found.update(
-        {
-            "<question>": 2 * text.count("?"),
-            "<exclaims>": text.count("!"),
-            "<list>": len(re.findall(r"^\s*(?:[-*]|\d+\.)\s", text, re.M)),
-            "<paragraphs>": text.count("\n\n"),
-            "<ends in a question>": 3 * text.rstrip().endswith("?"),
-        }
-    )
-    return +found
+    in_order = words(text)
+    counts = Counter(in_order)
+    counts.update(" ".join(pair) for pair in zip(in_order, in_order[1:]))
+    length = int(math.log2(len(in_order) + 1) * 2)
+    counts[f"<length {length}>"] += 3
+    counts["<question>"] += 2 * text.count("?")
+    counts["<exclaims>"] += text.count("!")
+    counts["<list>"] += len(re.findall(r"^\s*(?:[-*]|\d+\.)\s", text, re.M))
+    counts["<paragraphs>"] += text.count("\n\n")
+    counts["<ends in a question>"] += 3 * text.rstrip().endswith("?")
+    return +counts
 
 
 class Classifier:
     """Multinomial naive Bayes with Laplace smoothing and equal priors."""
 
-    def __init__(self, texts, labels):
+    def __init__(self, texts: Sequence[str], labels: Sequence[str]):
         self.labels = list(dict.fromkeys(labels))
         counts = {label: Counter() for label in self.labels}
         for text, label in zip(texts, labels):
             counts[label].update(features(text))
-        self.column = {
-            feature: n for n, feature in enumerate(sorted(set().union(*counts.values())))
-        }
-        count_KF = np.array(
-            [[c[feature] for feature in self.column] for c in counts.values()], dtype=np.float64
-        )
-        self.logp_FK = np.log(
-            (count_KF + 1) / (count_KF.sum(1, keepdims=True) + len(self.column))
-        ).T
+        vocabulary = sorted(set().union(*counts.values()))
+        self.column = {feature: n for n, feature in enumerate(vocabulary)}
+        rows = [[count[feature] for feature in vocabulary] for count in counts.values()]
+        count_KF = np.array(rows, dtype=np.float64)
+        total_K1 = count_KF.sum(1, keepdims=True) + len(vocabulary)
+        self.logp_FK = np.log((count_KF + 1) / total_K1).T
 
-    def shares(self, text):
-        """{label: 1 if the text is taken for its, a share of a tie, else 0}; all 0 for an empty text."""
-        found = {feature: n for feature, n in features(text).items() if feature in self.column}
-        scores_K = (
-            np.array(list(found.values()), dtype=np.float64)
-            @ self.logp_FK[[self.column[f] for f in found]]
-            if found
-            else np.zeros(len(self.labels))
-        )
-        return {
-            label: top_share(scores_K, n) if text.strip() else 0.0
-            for n, label in enumerate(self.labels)
-        }
+    def shares(self, text: str) -> dict[str, float]:
+        """{label: 1 if the text is taken for its, a share of a tie, else 0}; all 0 for an empty
+        text."""
+        if not text.strip():
+            return dict.fromkeys(self.labels, 0.0)
+        known = {name: n for name, n in features(text).items() if name in self.column}
+        scores_K = np.zeros(len(self.labels))
+        if known:
+            columns = [self.column[name] for name in known]
+            scores_K = np.array(list(known.values()), dtype=np.float64) @ self.logp_FK[columns]
+        return {label: top_share(scores_K, n) for n, label in enumerate(self.labels)}
+
+
+# The prompt
 
 
 class Retrieval:
     """TF-IDF over prompts and their references; cosine of an answer with each."""
 
-    def __init__(self, documents):
+    def __init__(self, documents: Mapping[str, tuple[str, Sequence[str]]]):
         """documents: {id: (prompt, [references], none if there are none)}."""
-        self.documents, self.kept = documents, {}
-        self.count = Counter(
-            word
-            for prompt, references in documents.values()
-            for word in set(words(" ".join([prompt, *references])))
-        )
+        self.documents = documents
+        self._vectors: dict[tuple[str, bool], Vector] = {}
+        self.documents_with = Counter()
+        for id in documents:
+            self.documents_with.update(set(words(self._text(id, whole=True))))
 
-    def vector(self, text):
-        found = {
-            word: n * math.log((1 + len(self.documents)) / (1 + self.count[word]))
-            for word, n in Counter(words(text)).items()
-            if word in self.count
-        }
-        length = math.sqrt(sum(v * v for v in found.values())) or 1.0
-        return {word: v / length for word, v in found.items()}
+    def _text(self, id: str, whole: bool) -> str:
+        """A document: the prompt, and if whole its references too."""
+        prompt, references = self.documents[id]
+        return " ".join([prompt, *references]) if whole else prompt
 
-    def document(self, id, whole):
-        if (id, whole) not in self.kept:
-            prompt, references = self.documents[id]
-            self.kept[id, whole] = self.vector(" ".join([prompt, *references]) if whole else prompt)
-        return self.kept[id, whole]
+    def vector(self, text: str) -> Vector:
+        """{word: weight}, of length 1; words of no document have no weight."""
+        weights = {}
+        for word, n in Counter(words(text)).items():
+            if word in self.documents_with:
+                rarity = (1 + len(self.documents)) / (1 + self.documents_with[word])
+                weights[word] = n * math.log(rarity)
+        length = math.sqrt(sum(weight * weight for weight in weights.values())) or 1.0
+        return {word: weight / length for word, weight in weights.items()}
 
-    def share(self, text, own, others):
+    def document(self, id: str, whole: bool) -> Vector:
+        if (id, whole) not in self._vectors:
+            self._vectors[id, whole] = self.vector(self._text(id, whole))
+        return self._vectors[id, whole]
+
+    def share(self, text: str, own: str, others: Sequence[str]) -> float:
         """1 if `own` is the nearest prompt of [own, *others], a share of a tie, else 0."""
-        ids, vector = (own, *others), self.vector(text)
-        whole = all(
-            self.documents[id][1] for id in ids
-        )  # all with references, or none: a longer document has more to match
-        near = [
-            sum(v * self.document(id, whole).get(word, 0.0) for word, v in vector.items())
-            for id in ids
-        ]
-        return top_share(np.round(near, 12), 0) if text.strip() else 0.0
+        if not text.strip():
+            return 0.0
+        ids = (own, *others)
+        # All with references, or none: a longer document has more to match.
+        whole = all(self.documents[id][1] for id in ids)
+        vector = self.vector(text)
+        cosines = []
+        for id in ids:
+            document = self.document(id, whole)
+            cosines.append(sum(v * document.get(word, 0.0) for word, v in vector.items()))
+        return top_share(np.round(cosines, 12), 0)
 
 
-def candidates(entry, bank, count=9):
-    """Ids of the prompts that an answer to `entry` must be told from: its own domain first; with references first if it has them itself."""
+def other_prompts(entry: Entry, bank: Sequence[Entry], count: int = DISTRACTORS) -> list[str]:
+    """Ids of the prompts that an answer to `entry` must be told from: its own domain first; with
+    references first if it has them itself."""
     others = [other for other in bank if other.id != entry.id]
     others.sort(
         key=lambda other: (
@@ -129,3 +142,38 @@ def candidates(entry, bank, count=9):
         )
     )
     return [other.id for other in others[:count]]
+
+
+# Columns. A unit is one prompt with what was answered to it (judge.Answered).
+
+
+def _null(column: str, units, answers) -> float:
+    return units[0].judge.chance[column]
+
+
+def _value(column: str, unit, answers) -> float:
+    return unit.mean(answers, column)
+
+
+def _parts(column: str, unit, answers) -> list[float]:
+    return unit.by_instruction(answers, column)
+
+
+METRICS = (
+    *(
+        Metric(
+            name,
+            title,
+            partial(_null, name),
+            blind_to,
+            nothing,
+            partial(_value, name),
+            reads="answered",
+            parts=partial(_parts, name),
+        )
+        for name, (title, blind_to) in TITLES.items()
+    ),
+    Metric(
+        "cut", "answers cut off", None, "the content", nothing, partial(_value, "cut"), "answered"
+    ),
+)

@@ -1,59 +1,49 @@
-"""Does the model abstain when told to be honest, and only where nobody can know? Abstention difference in differences, and accuracy.
+"""Does the model abstain when told to be honest, and only where nobody can know? Abstention
+difference in differences, and accuracy.
 
 By likelihood of authored answers and abstentions.
 """
 
-from collections import Counter
+from dataclasses import dataclass
+from functools import partial
 
-from ecliptica.evaluation import compare
-from ecliptica.evaluation.metrics import honesty, published
-from ecliptica.evaluation.policies import add_wording, preferred, texts_of
+from ecliptica.config import option
+from ecliptica.evaluation.metrics import honesty
+from ecliptica.evaluation.policy_suites import (
+    PolicyOptions,
+    choices,
+    limited,
+    unsigned_details,
+    wording_of,
+)
+from ecliptica.evaluation.suites import Study, Suite
 from ecliptica.isd.sets import SETS, load_honesty
 
 
-def add_arguments(parser):
-    compare.add_arguments(parser)
-    parser.add_argument(
-        "--data",
-        default=SETS / "honesty.jsonl",
-        help="JSON lines: id, class, kind, prompt, answer, abstention",
+@dataclass(frozen=True)
+class Options(PolicyOptions):
+    data: str = option(
+        str(SETS / "honesty.jsonl"),
+        "JSON lines: id, class, kind, prompt, answer, abstention",
+        default_text="the shipped ones",
     )
-    parser.add_argument(
-        "--policies", default=SETS / "honesty_policies.toml", help="TOML with honest and confident"
+    policies: str = option(
+        str(SETS / "honesty_policies.toml"),
+        "TOML with honest and confident",
+        default_text="the shipped ones",
     )
-    add_wording(parser)
 
 
-def run(args):
-    items = compare.limited(load_honesty(args.data), args, key=lambda item: item.clazz)
-    policies, count = (
-        texts_of(args.policies, ("honest", "confident"), args.wording),
-        Counter(item.clazz for item in items),
+def prepare(options: Options) -> Study:
+    items = limited(load_honesty(options.data), options.limit)
+    policies = wording_of(options.policies, ("honest", "confident"), options.wording)
+    units = choices(items, policies, "abstention", "answer")
+    return Study(
+        units=units,
+        metrics=honesty.METRICS,
+        unit="questions",
+        details=partial(unsigned_details, "M2", units, policies),
     )
-    found, m2, subjects = {}, {}, compare.subjects(args)
-    for subject in subjects:
-        picked = preferred(
-            subject, args, [(item, item.abstention, item.answer) for item in items], policies
-        )
-        rows = [
-            honesty.value(item.clazz, *picks, count[item.clazz] / len(items))
-            for item, picks in zip(items, picked)
-        ]
-        found[subject.label] = {name: [row[name] for row in rows] for name in honesty.TITLES}
-        m2[subject.label] = published.unsigned_difference(*zip(*picked))
-    notes = [f"\nAs published (M2, unsigned), {label}: {value:.3f}." for label, value in m2.items()]
-    compare.write(
-        args,
-        compare.report(
-            "honesty",
-            args,
-            honesty.TITLES,
-            found,
-            len(items),
-            "questions",
-            policies=policies,
-            published={"m2": m2},
-            notes=notes,
-            made=compare.made(subjects, args),
-        ),
-    )
+
+
+SUITE = Suite("honesty", Options, prepare, lambda: honesty.METRICS)

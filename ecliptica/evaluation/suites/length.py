@@ -1,74 +1,73 @@
-"""Does the model keep a length contract? Short (at most 50 words) and long (at least 200) answers to the same prompts, generated.
+"""Does the model keep a length contract? Short (at most 50 words) and long (at least 200) answers
+to the same prompts, generated.
 
 Answers go into --out/samples.jsonl and are not made again; --rescore counts them without a model.
 """
 
-from ecliptica.evaluation import compare
-from ecliptica.evaluation.generations import add_sampling, check_sampling, generated
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ecliptica.config import option, positive
+from ecliptica.evaluation.answers import SamplingOptions
 from ecliptica.evaluation.metrics import length_contract, published
-from ecliptica.evaluation.policies import add_wording, texts_of
+from ecliptica.evaluation.metrics.length_contract import LONG, ROOM, Contract, count
+from ecliptica.evaluation.policy_suites import PolicyOptions, wording_of
+from ecliptica.evaluation.questions import Question
+from ecliptica.evaluation.suites import Asked, Details, Study, Suite
 from ecliptica.isd.sets import SETS, load_length
 
 
-def add_arguments(parser):
-    compare.add_arguments(parser)
-    parser.add_argument("--data", default=SETS / "length.jsonl", help="JSON lines: id, prompt")
-    parser.add_argument("--policies", default=SETS / "length.toml", help="TOML with short and long")
-    add_wording(parser)
-    add_sampling(parser, max_new_tokens=384)
+@dataclass(frozen=True)
+class Options(SamplingOptions, PolicyOptions):
+    max_new_tokens: int = positive(384, "tokens of an answer at most")
+    data: str = option(
+        str(SETS / "length.jsonl"), "JSON lines: id, prompt", default_text="the shipped ones"
+    )
+    policies: str = option(
+        str(SETS / "length.toml"), "TOML with short and long", default_text="the shipped ones"
+    )
 
 
-def run(args):
-    check_sampling(args)
-    items = compare.limited(load_length(args.data), args, key=lambda item: None)
-    texts = texts_of(args.policies, ("short", "long"), args.wording)
-    groups = [
-        [
-            {
+def prepare(options: Options) -> Study:
+    items = load_length(options.data)[: options.limit]
+    policies = wording_of(options.policies, ("short", "long"), options.wording)
+    units = []
+    for item in items:
+        contract = []
+        for policy, text in policies.items():
+            names = {
                 "condition": "instruction",
                 "prompt": item.id,
-                "instruction": name,
-                "wording": args.wording,
-                "p": item.prompt,
-                "i": text,
+                "instruction": policy,
+                "wording": options.wording,
             }
-            for name, text in texts.items()
-        ]
-        for item in items
-    ]
-    found, notes, m4, subjects = {}, [], {}, compare.subjects(args)
-    for subject in subjects:
-        lines = generated(subject, groups, args, compare.samples_path(args))
-        pairs = list(zip(lines[::2], lines[1::2]))
-        rows = [
-            length_contract.value(short["r"], long["r"], short["truncated"], long["truncated"])
-            for short, long in pairs
-        ]
-        found[subject.label] = {
-            name: [row[name] for row in rows] for name in length_contract.TITLES
-        }
-        m4[subject.label] = published.length_ratio(
-            [length_contract.count(long["r"]) for _, long in pairs],
-            [length_contract.count(short["r"]) for short, _ in pairs],
-        )
+            contract.append(
+                Question(item.prompt, text, asked="answer", sampling=options.sampling, names=names)
+            )
+        units.append(tuple(contract))
+    return Study(units=units, metrics=length_contract.METRICS, details=partial(details, units))
+
+
+def details(units: Sequence[Contract], asked: Asked) -> Details:
+    """M4 as published, and whether the answers had room to be long."""
+    m4, notes, limits = {}, [], set()
+    for label, answers in asked.answers.items():
+        pairs = [(answers[short], answers[long]) for short, long in units]
+        long_words = [count(long["r"]) for _, long in pairs]
+        short_words = [count(short["r"]) for short, _ in pairs]
+        m4[label] = published.length_ratio(long_words, short_words)
         notes.append(
-            f"\nAs published (M4), {subject.label}: mean words long over short {m4[subject.label]:.2f}, target > 4."
+            f"As published (M4), {label}: mean words long over short {m4[label]:.2f}, target > 4."
         )
-    most = min(line["settings"]["max_new_tokens"] for line in lines)
-    if most < length_contract.ROOM:
+        limits |= {line["settings"]["max_new_tokens"] for pair in pairs for line in pair}
+    most = min(limits)
+    if most < ROOM:
         notes.append(
-            f"\nCut at {most} tokens, an answer cannot be long: {length_contract.LONG} words need about {length_contract.ROOM}. `short` is kept by force."
+            f"Cut at {most} tokens, an answer cannot be long: {LONG} words need about {ROOM}. "
+            "`short` is kept by force."
         )
-    compare.write(
-        args,
-        compare.report(
-            "length",
-            args,
-            length_contract.TITLES,
-            found,
-            len(items),
-            published={"m4": m4},
-            notes=notes,
-            made=compare.made(subjects, args),
-        ),
-    )
+    return Details({"published": {"m4": m4}}, notes)
+
+
+SUITE = Suite("length", Options, prepare, lambda: length_contract.METRICS)

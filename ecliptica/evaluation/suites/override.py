@@ -1,93 +1,67 @@
-"""Does the instruction hold when the prompt says to ignore it? Column accuracy (or joint) with an override suffix over that with a harmless one as long.
+"""Does the instruction hold when the prompt says to ignore it? Column accuracy (or joint) with an
+override suffix over that with a harmless one as long.
 
-Three strengths: mild, medium, strong. The n-th prompt gets the n-th pair of suffixes of each strength, in turn. See metrics/contract_kept.py.
+Three strengths: mild, medium, strong. The n-th prompt gets the n-th pair of suffixes of each
+strength, in turn. See metrics/contract_kept.py.
 """
 
-from ecliptica.evaluation import compare
-from ecliptica.evaluation.grid import BY_INSTRUCTION, METRICS, Grid
+from dataclasses import dataclass
+
+from ecliptica.config import option
+from ecliptica.evaluation.banks import (
+    METRIC_HELP,
+    WordedOptions,
+    falling_apart,
+    in_one_wording,
+    load_crossed,
+)
+from ecliptica.evaluation.grid import Grid
 from ecliptica.evaluation.metrics import contract_kept
-from ecliptica.evaluation.suites.switch import add_bank_arguments, measured
-from ecliptica.isd.sets import SETS, STRENGTHS, load_override
+from ecliptica.evaluation.suites import Study, Suite
+from ecliptica.isd.sets import SETS, STRENGTHS, Override, load_override
 from model.errors import InputError
 
 
-def add_arguments(parser):
-    compare.add_arguments(parser)
-    add_bank_arguments(parser)
-    parser.add_argument(
-        "--data", default=SETS / "override.jsonl", help="JSON lines: id, strength, attack, harmless"
+@dataclass(frozen=True)
+class Options(WordedOptions):
+    data: str = option(
+        str(SETS / "override.jsonl"),
+        "JSON lines: id, strength, attack, harmless",
+        default_text="the shipped ones",
     )
-    parser.add_argument(
-        "--metric",
-        default="column_accuracy",
-        choices=BY_INSTRUCTION,
-        help="what the contract is measured by",
-    )
+    metric: str = option("column_accuracy", f"what the contract is measured by: {METRIC_HELP}")
 
 
-def run(args):
-    bank, entries, instructions = measured(args)
-    pairs = {
-        strength: [pair for pair in load_override(args.data) if pair.strength == strength]
-        for strength in reversed(STRENGTHS)
-    }
-    if empty := [strength for strength, found in pairs.items() if not found]:
-        raise InputError(
-            f"{args.data}: no pair of the strength {empty[0]!r}; each of {', '.join(STRENGTHS)} needs one"
-        )
-    wording = compare.wordings(args, instructions)
-    grids = {
-        (strength, side): [
-            Grid(bank, [entry], wording, suffix=" " + getattr(of[n % len(of)], side))
-            for n, entry in enumerate(entries)
-        ]
-        for strength, of in pairs.items()
-        for side in ("attack", "harmless")
-    }
-    title, chance = METRICS[args.metric], grids["strong", "attack"][0].chances(0)[args.metric]
-    metrics = {
-        f"{strength}_{side}": (f"{title}, {strength} {side}", chance) for strength, side in grids
-    }
-    found, subjects = {}, compare.subjects(args)
-    for subject in subjects:
-        scores = compare.scored(
-            subject,
-            args,
-            (
-                cell
-                for row in grids.values()
-                for grid in row
-                for cell in grid.needs(args.metric, grid.entries[0])
-            ),
-        )
-        found[subject.label] = {
-            f"{strength}_{side}": [
-                compare.mean(grid.shares(args.metric, scores, grid.entries[0])) for grid in row
-            ]
-            for (strength, side), row in grids.items()
-        }
-    derived = {
-        f"kept_{strength}": (
-            f"{title} kept under override, {strength}",
-            contract_kept.NULL,
-            contract_kept.value,
-            {
-                label: [values[f"{strength}_attack"], values[f"{strength}_harmless"]]
-                for label, values in found.items()
-            },
-        )
-        for strength in pairs
-    }
-    compare.write(
-        args,
-        compare.report(
-            "override",
-            args,
-            metrics,
-            found,
-            len(entries),
-            derived=derived,
-            headline="kept_strong",
-            made=compare.made(subjects, args),
-        ),
-    )
+def prepare(options: Options) -> Study:
+    base = falling_apart(options.metric)
+    crossed = load_crossed(options)
+    pairs = by_strength(options.data)
+    wording = in_one_wording(options, crossed.instructions)
+    units = []
+    for number, entry in enumerate(crossed.entries):
+        unit = {}
+        for strength in reversed(STRENGTHS):
+            pair = pairs[strength][number % len(pairs[strength])]
+            for side in contract_kept.SIDES:
+                suffix = " " + getattr(pair, side)
+                grid = Grid(crossed.bank, [entry], wording, suffix=suffix)
+                unit[strength, side] = grid.crosses[0]
+        units.append(unit)
+    return Study(units=units, metrics=contract_kept.metrics(base), headline="kept_strong")
+
+
+def by_strength(path: str) -> dict[str, list[Override]]:
+    """{strength: pairs of suffixes}. InputError for a strength without one."""
+    pairs = {strength: [] for strength in STRENGTHS}
+    for pair in load_override(path):
+        pairs[pair.strength].append(pair)
+    for strength in reversed(STRENGTHS):
+        if not pairs[strength]:
+            raise InputError(
+                f"{path}: no pair of the strength {strength!r}; each of {', '.join(STRENGTHS)} "
+                "needs one"
+            )
+    return pairs
+
+
+SUITE = Suite("override", Options, prepare, lambda: contract_kept.METRICS)

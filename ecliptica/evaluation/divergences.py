@@ -1,0 +1,75 @@
+"""How far two distributions over the next token lie apart along one response: between two systems
+(kl), or under two instructions (jsd)."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from tqdm import tqdm
+
+from ecliptica.data.packing import pack
+from ecliptica.evaluation.metrics.distribution_shift import token_jsd
+from ecliptica.evaluation.questions import Question
+from ecliptica.evaluation.scoring import (
+    Answered,
+    Loaded,
+    check_finite,
+    check_fits,
+    context_ids,
+    job_of,
+    response_ids,
+    score_stream,
+)
+from ecliptica.policy import adapter_off_reference, hidden, model_reference
+from ecliptica.schema import Encoded
+
+ROWS = 128  # of logits at a time
+
+
+def kl_to_control(
+    system: Loaded, questions: Sequence[Question], label: str, control: Loaded
+) -> Iterator[Answered]:
+    """Exact KL[system || control], summed over each response's tokens, and those."""
+    # A system and its control that share one model differ by the adapter alone.
+    if control.model is system.model:
+        reference = adapter_off_reference(system.model)
+    else:
+        reference = model_reference(control.model)
+    jobs = [job_of(system, [question]) for question in questions]
+    for index, scored in score_stream(system, jobs, f"{label}, kl", reference):
+        yield [(questions[index], {"kl": scored.kls[0], "tokens": scored.tokens[0]})]
+
+
+def between_instructions(
+    system: Loaded, questions: Sequence[Question], label: str
+) -> Iterator[Answered]:
+    """jsd of every question."""
+    for question in tqdm(questions, desc=label, leave=False, disable=None):
+        value = jsd_of(system, question)
+        check_finite(value, f"{label}: {question}: jsd")
+        yield [(question, {"jsd": value})]
+
+
+def jsd_of(system: Loaded, question: Question) -> float:
+    """Raises InputError if a context does not fit the window."""
+    instructions = (question.instruction, question.other_instruction)
+    contexts = [context_ids(system, question.prompt, text) for text in instructions]
+    response = response_ids(system, question.response)
+    for context in contexts:
+        check_fits(system, str(question), context, [response])
+    return jsd(system, contexts, response)
+
+
+@torch.no_grad()
+def jsd(system: Loaded, contexts: Sequence[Sequence[int]], response: Sequence[int]) -> float:
+    """Mean over the response's positions of the JSD between the distributions under two contexts,
+    nats. Logits in float32, ROWS positions at a time."""
+    examples = [Encoded("", tuple(ids), (tuple(response),), (0.0,)) for ids in contexts]
+    batch = pack(examples).to(system.model.head_weight_VD.device)
+    rows_RD = hidden(system.model, batch)[batch.rows_R].float()
+    head_VD = system.model.head_weight_VD.to(system.model.dtype).float()
+    first_RD, second_RD = rows_RD.split(len(response))
+
+    parts = []
+    for first, second in zip(first_RD.split(ROWS), second_RD.split(ROWS)):
+        parts.append(token_jsd(first @ head_VD.T, second @ head_VD.T))
+    return float(torch.cat(parts).mean())

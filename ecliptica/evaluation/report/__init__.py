@@ -1,0 +1,1 @@
+"""The renderers of results: tables.py (Markdown), page.py (HTML), figures/ (plots)."""
