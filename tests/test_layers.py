@@ -16,14 +16,13 @@ BELOW = {"kernels": set(), "model": {"kernels"}, "ecliptica": {"kernels", "model
 # The floors of ecliptica from the ground up. A room imports from lower floors and from itself;
 # rooms of one floor do not know each other.
 FLOORS = [
-    {"schema", "files", "fields"},
-    {"config", "record"},
-    {"flags", "registry", "policy"},
-    {"isd", "objectives", "rewards", "running"},
-    {"data"},
-    {"recipe"},
+    {"schema", "files", "fields", "arithmetic", "markdown"},
+    {"config", "record", "isd", "policy"},
+    {"flags", "registry"},
+    {"data", "objectives"},
+    {"recipe", "running"},
+    {"planning"},
     {"training", "evaluation"},
-    {"planning", "experiments"},
     {"keys"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -7,15 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import eval as evaluate
 from ecliptica import config
 from ecliptica.isd.bank import BANK
 from ecliptica.recipe import Config
 from ecliptica.running.run_directory import RunDirectory
 from ecliptica.training import loop
 from model.errors import InputError
-from model.lora import load_adapter, merge_lora
-from model.weights import load_model, save_model
+from model.lora import load_adapter
+from model.weights import load_model
 from tests.conftest import write_jsonl
 from tests.training.runs import assert_same, result, rows
 
@@ -123,28 +122,6 @@ def test_control_characters_in_a_recipe_are_the_same_recipe_again(recipe, tmp_pa
     again.claim()
     again.release()
     assert config.load(Config, tmp_path / "run" / "config.toml") == recipe(*overrides)
-
-
-def test_a_run_can_go_on_from_an_adapter_and_its_evaluation_knows(recipe, tmp_path, tiny):
-    """The second run's reference is base + first adapter: KL is 0 at its first step, and scoring
-    merges both."""
-    first = loop.train(recipe())
-    final = loop.train(recipe(f"model.adapter={first}", f"run.dir={tmp_path}/second"))
-    assert rows(tmp_path / "second" / "metrics.jsonl")[0]["kl"] == 0
-    data = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Hi?", "responses": ["Hello."]}])
-
-    def scored(name, *model):
-        out = tmp_path / name
-        options = ["--template", "chatml", "--data", str(data), "--out", str(out)]
-        evaluate.main(["score", "--model", *map(str, model), *options])
-        return rows(out)[0]["logps"]
-
-    merged = tmp_path / "merged"
-    merged.mkdir()
-    by_hand = load_adapter(merge_lora(load_adapter(load_model(tiny), first)), final)
-    save_model(merge_lora(by_hand), merged, tiny, torch.float32)
-    got = scored("out.jsonl", tiny, "--adapter", final)
-    assert got == pytest.approx(scored("want.jsonl", merged), abs=1e-3)
 
 
 def test_a_start_that_made_nothing_leaves_the_directory_to_the_mended_one(
