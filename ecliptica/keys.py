@@ -16,6 +16,7 @@ from ecliptica.data import formats
 from ecliptica.data.settings import DataConfig
 from ecliptica.evaluation import suites
 from ecliptica.flags import flag
+from ecliptica.markdown import table
 from ecliptica.objectives import configs
 from ecliptica.recipe import Config
 from model import cli
@@ -38,33 +39,31 @@ def recipe_tables() -> Iterator[str]:
     for section in fields(Config):
         if section.name == "objective":
             for name, kind in configs().items():
-                yield from table(f'`[objective]` with name = "{name}"', kind)
+                yield section_of(f'`[objective]` with name = "{name}"', kind)
         elif section.name == "data":
-            yield from table("`[data]`", DataConfig)
+            yield section_of("`[data]`", DataConfig)
             shared = {field.name for field in fields(DataConfig)}
             for name, kind in formats.configs().items():
                 if kind is not DataConfig:
-                    yield from table(f'`[data]` with format = "{name}"', kind, leave_out=shared)
+                    yield section_of(f'`[data]` with format = "{name}"', kind, leave_out=shared)
         else:
-            yield from table(f"`[{section.name}]`", section.type)
+            yield section_of(f"`[{section.name}]`", section.type)
 
 
 def suite_tables() -> Iterator[str]:
     """A table for each suite of eval.py."""
-    for name, suite in suites.SUITES.all().items():
-        yield from table(f"`eval.py {name}`", suite.Options, name_of=flag)
+    for name in suites.names():
+        yield section_of(f"`eval.py {name}`", suites.get(name).Options, name_of=flag)
 
 
-def table(title: str, kind: type, leave_out=frozenset(("name",)), name_of=str) -> Iterator[str]:
-    """One heading and one table of a dataclass: key, type, default, what it is, its rule."""
-    yield f"## {title}\n"
-    yield "| key | type | default | |"
-    yield "| --- | --- | --- | --- |"
-    for field in fields(kind):
-        if field.name not in leave_out:
-            cells = [f"`{name_of(field.name)}`", type_of(field), default_of(field), about(field)]
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-    yield ""
+def section_of(title: str, kind: type, leave_out=frozenset(("name",)), name_of=str) -> str:
+    """A heading and a table of a dataclass: key, type, default, what it is and its rule."""
+    rows = [
+        [f"`{name_of(field.name)}`", type_of(field), default_of(field), about(field)]
+        for field in fields(kind)
+        if field.name not in leave_out
+    ]
+    return f"## {title}\n\n{table(('key', 'type', 'default', ''), rows)}\n"
 
 
 def type_of(field: Field) -> str:
@@ -81,6 +80,8 @@ def type_of(field: Field) -> str:
 def default_of(field: Field) -> str:
     """The default as TOML; a dash where there is none."""
     default: Any = field.default
+    if "default_text" in field.metadata:
+        return field.metadata["default_text"]
     if default is MISSING:
         return "required"
     return "-" if default in (None, "", ()) else f"`{to_toml(default)}`"

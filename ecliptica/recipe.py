@@ -114,7 +114,7 @@ class PlanConfig:
     """The section `plan`: for --plan alone, no part of a run."""
 
     gpus: int = positive(8, "how many")
-    gpu: str = option("h100-80gb", "their kind: a name in GPUS of hardware.py, or cpu")
+    gpu: str = option("h100-80gb", "their kind: a name in GPUS of planning/gpus.py, or cpu")
     gpus_per_node: int = positive(8, "in one machine")
     mfu: float = positive(0.4, "of the dense bfloat16 peak; an assumption, measure yours")
     shape: str = option("", "of a model that is not at model.path yet: llama3-8b, llama3-70b")

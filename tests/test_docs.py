@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ecliptica import config
+from ecliptica import config, keys
 from ecliptica.recipe import Config
 
 ROOT = Path(__file__).parent.parent
@@ -68,3 +68,9 @@ def test_the_resolved_config_reads_back_as_itself(tmp_path):
         and loaded.lora.targets == ("q_proj", "v_proj")
         and loaded.samples.prompts[0] == 'a "quoted" one'
     )
+
+
+def test_the_page_of_keys_is_what_the_fields_say():
+    """After a change of a field: python -m ecliptica.keys > docs/keys.md"""
+    page = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
+    assert page.splitlines() == keys.page().splitlines()
