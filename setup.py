@@ -1,4 +1,7 @@
-"""Ecliptica: instruction-driven alignment. The packages are ecliptica, kernels and model; train.py and eval.py run from the checkout."""
+"""Ecliptica: instruction-driven alignment. The packages are ecliptica, kernels and model.
+
+train.py and eval.py run from the checkout.
+"""
 
 from setuptools import find_packages, setup
 
@@ -26,7 +29,7 @@ setup(
     ],
     extras_require={
         "demo": ["gguf", "matplotlib"],
-        "test": ["pytest", "pytest-xdist", "filelock", "gguf", "matplotlib"],
+        "test": ["pytest", "pytest-xdist", "filelock", "gguf", "matplotlib", "ruff"],
         "peer": PEERS,
     },
 )
