@@ -23,7 +23,8 @@ from tests.conftest import write_jsonl, write_tiny
 from tests.training.runs import examples_of, learner_of, rows
 
 STEPS = 2
-MICRO = (4, 1, 3)
+COUNT = 5  # preferences of a step
+MICRO = (5, 1, 3)  # the last: a micro-batch of two beside one of three
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ CENTRED = SimpleNamespace(
 
 
 def assert_every_split_is_the_same(config, tokenizer, prepare=lambda learner: learner):
-    """Two steps of four preferences, split into micro-batches in three ways."""
+    """Two steps of the same preferences, split into micro-batches in three ways."""
     examples = examples_of(config, tokenizer)
     updates = []
     for micro in MICRO:
         learner = prepare(learner_of(config))
         for number in range(STEPS):  # the second step has a KL that is not 0
-            batches = micro_batches(examples[4 * number : 4 * number + 4], micro)
+            batches = micro_batches(examples[COUNT * number : COUNT * (number + 1)], micro)
             metrics = optimizer_step(learner, batches, Step(number, STEPS))
         trained = [p for group in learner.optimizer.param_groups for p in group["params"]]
         updates.append((metrics, [p.detach().clone() for p in trained]))
