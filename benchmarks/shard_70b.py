@@ -1,7 +1,8 @@
-"""python benchmarks/shard_70b.py [--gpus 64] [--replicas 1] [--rank 0] [--full]: Llama-3-70B built on the meta device and sharded as one of so many ranks.
+"""python benchmarks/shard_70b.py [--gpus 64] [--replicas 1] [--rank 0] [--full]: Llama-3-70B built
+on the meta device and sharded as one of so many ranks.
 
-The code of a real start (ecliptica/training/distributed.py: shard) over a process group that communicates nothing. Prints the seconds
-and what the rank would keep, as JSON.
+The code of a real start (ecliptica/running/sharding.py: shard) over a process group that
+communicates nothing. Prints the seconds and what the rank would keep, as JSON.
 """
 
 import argparse
@@ -23,41 +24,49 @@ from model.llama import Llama  # noqa: E402
 from model.lora import add_lora  # noqa: E402
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Llama-3-70B on the meta device, sharded as one of so many ranks"
+    )
     parser.add_argument("--gpus", type=int, default=64)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--full", action="store_true")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     dist.init_process_group("fake", store=FakeStore(), rank=args.rank, world_size=args.gpus)
+
+    # Build and shard, as a rank does at its start.
     start = time.perf_counter()
     with torch.device("meta"):
         model = Llama(SHAPES["llama3-70b"], torch.bfloat16)
     whole = sum(p.numel() for p in model.parameters())
-    model = model if args.full else add_lora(model, 8, 16, ("q_proj", "v_proj"))
-    shard(
-        model,
-        mesh(Ranks(args.rank, args.gpus), args.replicas, "cpu"),
-        torch.bfloat16 if args.full else None,
-    )
+    if not args.full:
+        add_lora(model, 8, 16, ("q_proj", "v_proj"))
+    device_mesh = mesh(Ranks(args.rank, args.gpus), args.replicas, "cpu")
+    shard(model, device_mesh, torch.bfloat16 if args.full else None)
     seconds = time.perf_counter() - start
-    kept = {True: 0, False: 0}
+
+    # What of it this rank would hold.
+    kept = kept_lora = 0
     for name, p in model.named_parameters():
-        kept["lora_" in name] += p.to_local().numel()
-    print(
-        json.dumps(
-            {
-                "gpus": args.gpus,
-                "replicas": args.replicas,
-                "rank": args.rank,
-                "parameters": whole,
-                "kept": kept[False],
-                "kept_lora": kept[True],
-                "seconds": round(seconds, 2),
-            }
-        )
-    )
+        if "lora_" in name:
+            kept_lora += p.to_local().numel()
+        else:
+            kept += p.to_local().numel()
+    report = {
+        "gpus": args.gpus,
+        "replicas": args.replicas,
+        "rank": args.rank,
+        "parameters": whole,
+        "kept": kept,
+        "kept_lora": kept_lora,
+        "seconds": round(seconds, 2),
+    }
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

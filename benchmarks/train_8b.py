@@ -11,12 +11,12 @@ import time
 
 import torch
 
-from ecliptica import objectives
-from ecliptica.config import ObjectiveConfig
 from ecliptica.data.packing import pack
+from ecliptica.objectives import cita
+from ecliptica.objectives.contract import Step
 from ecliptica.policy import adapter_off_reference
 from ecliptica.schema import Encoded
-from ecliptica.training.step import optimizer_step
+from ecliptica.training.step import Learner, optimizer_step
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import add_lora
@@ -91,15 +91,20 @@ def main():
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     packed = batches(config.vocab_size, args.preferences, *args.tokens, device)
     tokens = packed[0].tokens_T.numel()
-    settings, seconds = ObjectiveConfig(name="cita"), []
-    objective = objectives.get(settings)
+    seconds = []
+    learner = Learner(
+        policy=model,
+        reference=adapter_off_reference(model),
+        objective=cita,
+        settings=cita.Config(),
+        optimizer=optimizer,
+        clip_norm=1.0,
+    )
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for step in range(args.steps + 2):  # two warm up
         start = time.perf_counter()
-        metrics = optimizer_step(
-            model, adapter_off_reference(model), objective, settings, packed, 0.01, optimizer, 1.0
-        )
+        metrics = optimizer_step(learner, packed, Step(step, args.steps + 2))
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

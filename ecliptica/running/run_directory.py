@@ -82,6 +82,8 @@ class RunDirectory:
                 f"run.dir: {self.path} is not empty and holds no run (no {CONFIG}); "
                 "choose another run.dir"
             )
+        if self.final.exists() and not self.complete:
+            raise InputError(f"run.dir: {self.final} is a file; expected the export's directory")
         # The bytes: in text mode a carriage return would be read as the end of a line.
         if stored.read_bytes() != self.text.encode():
             raise InputError(

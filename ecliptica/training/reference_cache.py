@@ -1,5 +1,5 @@
-"""The reference on disk: its final hidden state and lse at every response row, so that no epoch runs
-the reference and the KL stays exact.
+"""The reference on disk: its final hidden state and lse at every response row, so that no epoch
+runs the reference and the KL stays exact.
 
 A row is D numbers in the dtype the model computes in, not V logits: the fused head makes
 r = h0 W0^T again for its s = z - r. The lse, one float32 a row, is what it must come to: it is
@@ -62,6 +62,22 @@ def weights_digest(directories: Iterable[str | Path], ranks: Ranks) -> list:
     return sorted(entry for share in shares for entry in share.items())
 
 
+class PartFile:
+    """An open part; rows are read when they are asked for."""
+
+    def __init__(self, path: Path):
+        file = safe_open(path, framework="pt").__enter__()
+        self.hidden = file.get_slice("hidden")
+        self.lse = file.get_slice("lse")
+        self.starts = file.get_tensor("starts").tolist()
+        self.sums = file.get_tensor("crc32").tolist()
+
+    def rows(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """(hidden_UD, lse_U, the sum that their bytes had) of one of its examples."""
+        here = slice(self.starts[index], self.starts[index + 1])
+        return self.hidden[here], self.lse[here], self.sums[index]
+
+
 class ReferenceCache:
     """The read side: a reference of policy.response_rows.
 
@@ -72,7 +88,7 @@ class ReferenceCache:
         self, path: Path, parts: Sequence[Sequence[Encoded]], head_VD: torch.Tensor | None = None
     ):
         self.head_VD = head_VD
-        self.files: dict[Path, "PartFile"] = {}
+        self.files: dict[Path, PartFile] = {}
         self.place: dict[str, tuple[Path, int]] = {}  # {example key: (its file, which in it)}
         for number, part in enumerate(parts):
             for index, example in enumerate(part):
@@ -109,25 +125,10 @@ class ReferenceCache:
         return hidden_UD, lse_U
 
 
-class PartFile:
-    """An open part; rows are read when they are asked for."""
-
-    def __init__(self, path: Path):
-        file = safe_open(path, framework="pt").__enter__()
-        self.hidden = file.get_slice("hidden")
-        self.lse = file.get_slice("lse")
-        self.starts = file.get_tensor("starts").tolist()
-        self.sums = file.get_tensor("crc32").tolist()
-
-    def rows(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """(hidden_UD, lse_U, the sum that their bytes had) of one of its examples."""
-        here = slice(self.starts[index], self.starts[index + 1])
-        return self.hidden[here], self.lse[here], self.sums[index]
-
-
 @dataclass(frozen=True)
 class Maker:
-    """Who makes a cache: all ranks together, each with the model whose adapters are the policy's."""
+    """Who makes a cache: all ranks together, each with the model whose adapters are the
+    policy's."""
 
     model: Llama
     device: str

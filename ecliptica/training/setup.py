@@ -1,6 +1,7 @@
 """What a run is made of, built in the order in which it can fail: data, policy, optimizer,
 reference, and the checkpoint that it goes on from."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from ecliptica import objectives
 from ecliptica.data import offline
 from ecliptica.data.offline import Data, Offline
+from ecliptica.files import check_writable
 from ecliptica.objectives import kl
 from ecliptica.planning import gpus
 from ecliptica.recipe import Config
@@ -25,6 +27,8 @@ from ecliptica.training.step import Learner
 from model.devices import pick_device
 from model.errors import InputError
 from model.llama import Llama
+
+BYTES_A_PARAMETER = 12  # of a checkpoint: a float32 and AdamW's two moments
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Run:
 
 
 def check(config: Config) -> None:
-    """What can be wrong before anything is written: objective, device. Raises InputError."""
+    """What can be wrong before anything is read: objective, device, places. Raises InputError."""
     objective = objectives.get(config.objective)
     if objective.needs(config.objective).values:
         raise InputError(
@@ -64,6 +68,8 @@ def check(config: Config) -> None:
             "has no critic"
         )
     pick_device(config.training.device)
+    if config.training.cache_dir:
+        check_writable(config.training.cache_dir, "training.cache_dir", directory=True)
 
 
 @contextmanager
@@ -91,6 +97,7 @@ def prepared(
         policy = reference.starting_model(config, device, ranks, trained=True).train()
         optimizer = adamw(policy, config, device)
         log.say(_summary(config, policy, source, data, device, ranks))
+        ranks.on_main(check_room, directory, policy)
         if stamp:
             log.say("ABLATION: the KL of this run is lifted or is not a KL; every output says so")
 
@@ -136,6 +143,17 @@ def prepared(
             checkpoints=checkpoints,
             log=log,
             start=start,
+        )
+
+
+def check_room(directory: RunDirectory, policy: Llama) -> None:
+    """Before the work, not after it: whether one more checkpoint fits beside what is there."""
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    need, free = BYTES_A_PARAMETER * trained, shutil.disk_usage(directory.path).free
+    if need > free:
+        raise InputError(
+            f"run.dir: {directory.path}: a checkpoint needs {need / 2**20:,.1f} MiB, "
+            f"{free / 2**20:,.1f} MiB are free; make room or choose another run.dir"
         )
 
 

@@ -65,10 +65,10 @@ def test_it_is_equal_to_the_reference_and_is_resumed_and_checked(
 
 
 def test_no_room_is_said_before_it_is_written(recipe, monkeypatch):
-    def nearly_full(path):
-        return SimpleNamespace(free=1000)
+    def full_where_the_cache_is(path):
+        return SimpleNamespace(free=1000 if path.parent.name == "cache" else 2**40)
 
-    monkeypatch.setattr(reference_cache.shutil, "disk_usage", nearly_full)
+    monkeypatch.setattr(reference_cache.shutil, "disk_usage", full_where_the_cache_is)
     words = "the reference cache needs .* MiB more, .* are free; make room"
     with pytest.raises(InputError, match=words):
         loop.train(recipe("training.reference=cache"))

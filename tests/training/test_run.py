@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from ecliptica import config
 from ecliptica.isd.bank import BANK
 from ecliptica.recipe import Config
 from ecliptica.running.run_directory import RunDirectory
-from ecliptica.training import loop
+from ecliptica.training import loop, setup
 from model.errors import InputError
 from model.lora import load_adapter
 from model.weights import load_model
@@ -110,6 +111,23 @@ def test_a_run_directory_belongs_to_one_config(recipe, tmp_path, capsys):
     assert loop.train(recipe("training.max_steps=1")) == final
     assert "this run is complete" in capsys.readouterr().out
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_places_that_cannot_be_written_are_said_before_the_work(recipe, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="run.dir: .*file is a file; expected a directory"):
+        loop.train(recipe(f"run.dir={tmp_path}/file"))
+    with pytest.raises(InputError, match="training.cache_dir .*file: is a file; expected a dir"):
+        loop.train(recipe(f"training.cache_dir={tmp_path}/file"))
+
+    def nearly_full(path):
+        return SimpleNamespace(free=1000)
+
+    monkeypatch.setattr(setup.shutil, "disk_usage", nearly_full)
+    with pytest.raises(InputError, match="a checkpoint needs 0.0 MiB, 0.0 MiB are free; make room"):
+        loop.train(recipe())
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"lock"}, "the mended command has to find the directory free"
 
 
 def test_control_characters_in_a_recipe_are_the_same_recipe_again(recipe, tmp_path):

@@ -11,6 +11,7 @@ import torch
 import eval as evaluate
 from ecliptica.arithmetic import seed_of
 from ecliptica.data.loader import micro_batches
+from ecliptica.objectives import kl
 from ecliptica.objectives.contract import Needs, Step, Terms
 from ecliptica.policy import model_reference
 from ecliptica.recipe import TrainingConfig
@@ -22,7 +23,8 @@ from tests.conftest import write_jsonl, write_tiny
 from tests.training.runs import examples_of, learner_of, rows
 
 STEPS = 2
-MICRO = (4, 1, 3)
+COUNT = 5  # preferences of a step
+MICRO = (5, 1, 3)  # the last: a micro-batch of two beside one of three
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,13 @@ CENTRED = SimpleNamespace(
 
 
 def assert_every_split_is_the_same(config, tokenizer, prepare=lambda learner: learner):
-    """Two steps of four preferences, split into micro-batches in three ways."""
+    """Two steps of the same preferences, split into micro-batches in three ways."""
     examples = examples_of(config, tokenizer)
     updates = []
     for micro in MICRO:
         learner = prepare(learner_of(config))
         for number in range(STEPS):  # the second step has a KL that is not 0
-            batches = micro_batches(examples[4 * number : 4 * number + 4], micro)
+            batches = micro_batches(examples[COUNT * number : COUNT * (number + 1)], micro)
             metrics = optimizer_step(learner, batches, Step(number, STEPS))
         trained = [p for group in learner.optimizer.param_groups for p in group["params"]]
         updates.append((metrics, [p.detach().clone() for p in trained]))
@@ -82,6 +84,27 @@ def assert_every_split_is_the_same(config, tokenizer, prepare=lambda learner: le
         for a, b in zip(moved, parameters):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     return want
+
+
+def test_printed_kl_and_logratio_are_no_kl(recipe, tokenizer):
+    """Errata 2 and 3: of the same policy they are other numbers than the exact KL, and can be
+    negative."""
+    config = recipe("objective.name=unified")
+    learner = learner_of(config, lr=1.0)
+    batches = micro_batches(examples_of(config, tokenizer)[:4], 4)
+    for number in range(3):
+        optimizer_step(learner, batches, Step(number, 3))
+    rows = learner.rows(batches[0], grad=False)
+    found = {
+        mode: float(kl.total(rows, replace(learner.settings, kl=mode)))
+        for mode in ("exact", "printed", "logratio")
+    }
+    assert found["exact"] > 0
+    for mode in ("printed", "logratio"):
+        assert found[mode] != pytest.approx(found["exact"], rel=0.1), mode
+    assert rows.kl_R.min() > -1e-5, "a KL is never below 0"
+    sequences = rows.sequences()
+    assert (sequences.logp_S - sequences.ref_logp_S).min() < -0.1
 
 
 @pytest.mark.parametrize("rank", [4, 0])
