@@ -229,9 +229,7 @@ def test_a_metric_dropped_in_is_found_listed_measured_and_keeps_the_contract(
     assert results.systems[BASE]["own_margin"].value == pytest.approx(2)
     assert list(results.metrics)[-1] == "own_margin"
     assert "own margin (nats)" in str(results)
-    alone = run_suite(
-        switch, replace(options, metrics=("own_margin",)), {BASE: Formula(formula)}
-    )
+    alone = run_suite(switch, replace(options, metrics=("own_margin",)), {BASE: Formula(formula)})
     assert list(alone.metrics) == ["own_margin"]
 
 

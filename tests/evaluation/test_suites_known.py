@@ -44,7 +44,9 @@ def place(tmp_path_factory):
         ],
     )
     axes = ("red", "blue")
-    names = {axis: "".join(f'{axis}{n} = ["do {axis}{n} one"]\n' for n in range(3)) for axis in axes}
+    names = {
+        axis: "".join(f'{axis}{n} = ["do {axis}{n} one"]\n' for n in range(3)) for axis in axes
+    }
     (path / "more.toml").write_text("".join(f"[{axis}]\n{names[axis]}" for axis in axes))
     return path
 

@@ -35,9 +35,7 @@ BANK = [
 ID_OF = {entry.prompt: entry.id for entry in BANK}
 RNG = np.random.default_rng(0)
 # Length and fluency of each response; eighths, so that ties stay ties.
-PRIOR = {
-    (entry.id, k): round(160 * RNG.standard_normal()) / 8 for entry in BANK for k in NAMES
-}
+PRIOR = {(entry.id, k): round(160 * RNG.standard_normal()) / 8 for entry in BANK for k in NAMES}
 CHANCE = 1 / (1 + (K - 1) + 2 * RIVAL_PROMPTS)
 
 
@@ -123,9 +121,7 @@ def test_a_model_that_only_likes_short_answers():
 
 def test_a_random_model_is_at_chance():
     noise, generator = {}, np.random.default_rng(1)
-    means, chances, _ = measure(
-        lambda *asked: noise.setdefault(asked, generator.standard_normal())
-    )
+    means, chances, _ = measure(lambda *asked: noise.setdefault(asked, generator.standard_normal()))
     assert means == pytest.approx(chances, abs=0.05)
     assert chances["strict_switch"] == pytest.approx(0.25, abs=0.03)
 
@@ -160,9 +156,7 @@ def test_a_wrong_way_switcher_scores_below_chance():
     wrong = -np.eye(K)
     for metric in (switch, column_accuracy, strict_switch):
         assert metric.value(wrong) == 0, metric.__name__
-    means, _, _ = measure(
-        lambda x, j, owner, k: PRIOR[owner, k] - 5 * (j == k) + 2 * (x == owner)
-    )
+    means, _, _ = measure(lambda x, j, owner, k: PRIOR[owner, k] - 5 * (j == k) + 2 * (x == owner))
     assert means["joint"] == 0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ecliptica.isd import __main__ as isd
-from ecliptica.isd.bank import PARAPHRASE, Entry, load_bank, load_instructions, referenced
+from ecliptica.isd.bank import Entry, load_bank, load_instructions, own_wording, referenced
 from ecliptica.isd.hard import assignment, hardest, read_scores
 from ecliptica.isd.pairs import pairs
 from model import cli
@@ -73,7 +73,7 @@ def test_every_response_is_chosen_as_often_as_rejected_and_nothing_leaks(bank, h
     for p in made:
         prompt_id, name, kind = p["id"].split("/")
         assert (
-            p["instruction"] == instructions[name][PARAPHRASE["train"]]
+            p["instruction"] == own_wording("train", instructions[name])
             and p["prompt"] == of_id[prompt_id].prompt
         )
         assert owner[p["chosen"]] == (prompt_id, name)
