@@ -10,4 +10,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    """A bar inside a cell would start another one; so would a line end."""
+    texts = [" ".join(cell.replace("|", "\\|").split("\n")) for cell in cells]
+    return f"| {' | '.join(texts)} |"

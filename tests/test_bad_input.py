@@ -319,7 +319,7 @@ def test_switch(bank, instructions, message, place, capsys):
             "--controls 'no prompt': expected no instruction, scrambled prompt",
         ),
         (["--limit", "0"], "--limit: expected >= 1, got 0"),
-        (["--paraphrase", "3"], "--paraphrase 3: x has 1 wordings"),
+        (["--paraphrase", "3"], "--wording 3: x has 1 wordings"),
         (["--rescore", "{p}/nowhere.jsonl"], "nowhere.jsonl: no scored line in it"),
         (["--also", "seed-1"], "--also seed-1: expected LABEL=ADAPTER_DIRECTORY"),
         (["--also", "trained={p}/a"], "--also: the labels trained must differ"),

@@ -9,6 +9,7 @@ from ecliptica.config import option
 from ecliptica.evaluation import systems
 from ecliptica.evaluation.ledger import FILE, Ledger
 from ecliptica.evaluation.report import tables
+from ecliptica.evaluation.rescoring import recorded
 from ecliptica.evaluation.results import Results
 from ecliptica.evaluation.run import run_study
 from ecliptica.evaluation.suites import Suite
@@ -77,7 +78,7 @@ def run_compared(
     ledger = Ledger(output.rescore or output.ledger or Path(output.out) / FILE)
     if output.rescore:
         record = systems.made_with(compared.model, compared.template, compared.adapter)
-        loaded = systems.recorded(ledger, record)
+        loaded = recorded(ledger, record)
     else:
         ledger.check_writable("--ledger" if output.ledger else "--out")
         loaded = loaded or systems.compared(compared)

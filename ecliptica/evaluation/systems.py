@@ -16,7 +16,6 @@ from ecliptica.config import choice, option, positive
 from ecliptica.data.templates import Template, as_text, get_template, render_context
 from ecliptica.evaluation.answers import ends, generated
 from ecliptica.evaluation.divergences import between_instructions, kl_to_control
-from ecliptica.evaluation.ledger import Ledger
 from ecliptica.evaluation.questions import Question
 from ecliptica.evaluation.scoring import Answered, log_probs
 from ecliptica.record import RECORD, base_adapter, read_record
@@ -128,31 +127,6 @@ def _digest_directory(sha256, directory: Path) -> None:
     for name in DIGESTED:
         if (directory / name).exists():
             sha256.update((directory / name).read_bytes())
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A system that is known by its lines in a ledger alone: no model is loaded."""
-
-    digest: str
-    answers_key: str
-    path: Path
-    record: dict[str, Any] = field(default_factory=dict)
-
-    def key(self, question: Question) -> str:
-        return self.answers_key if question.asked == "answer" else self.digest
-
-    def stamp(self) -> dict[str, Any]:
-        return {}
-
-    def ask(self, questions, missing: Sequence[Question], label: str, control) -> list[Answered]:
-        """Nobody is there to be asked. Raises InputError that names what the ledger lacks."""
-        first = missing[0]
-        what = {"logp": "score"}.get(first.asked, first.asked)
-        raise InputError(
-            f"{self.path}: has no {what} of {label} for {first} (and {len(missing) - 1} more); it "
-            "was made with other settings or not finished: run without --rescore"
-        )
 
 
 # Loading
@@ -288,28 +262,6 @@ def compared(options: Compared) -> dict[str, System]:
         systems = {BASE: system}
     for label, path in options.others():
         systems[label] = load_one(options, adapter=path)
-    return systems
-
-
-def recorded(ledger: Ledger, record: dict[str, Any] | None = None) -> dict[str, Recorded]:
-    """{label: system} of whoever has a line in a ledger, the control first.
-
-    record: how the trained one was made. Raises InputError for a ledger without a line.
-    """
-    digests, answers_keys = {}, {}
-    for line in ledger.lines():
-        keys = answers_keys if "r" in line else digests
-        keys[line.get("system", BASE)] = line["key"]
-    labels = sorted({**digests, **answers_keys}, key=lambda label: label != BASE)
-    if not labels:
-        raise InputError(
-            f"--rescore {ledger.path}: no scored line in it; expected a samples.jsonl that a suite "
-            "wrote"
-        )
-    systems = {}
-    for label in labels:
-        keys = digests.get(label, ""), answers_keys.get(label, "")
-        systems[label] = Recorded(*keys, ledger.path, record or {})
     return systems
 
 

@@ -1,138 +1,166 @@
-"""The bank as files and on the screen: `build` writes contrastive preferences in format `cita`, `audit` checks what the dataset promises, `show`
-prints one prompt with its responses, `contexts` writes one prompt under several instructions."""
+"""The bank as files and on the screen: `build` writes contrastive preferences in format `cita`,
+`audit` checks what the dataset promises, `show` prints one prompt with its responses, `contexts`
+writes one prompt under several instructions."""
 
 import sys
 import textwrap
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ecliptica.files import write_lines
+from ecliptica.config import choice, option, positive, seed
+from ecliptica.files import check_writable, write_lines
+from ecliptica.flags import add_flags, from_flags
 from ecliptica.isd import audit
-from ecliptica.isd.bank import BANK, INSTRUCTIONS, SPLITS, load_bank, load_instructions, own_wording
+from ecliptica.isd.bank import (
+    BANK,
+    INSTRUCTIONS,
+    SPLITS,
+    Entry,
+    Wordings,
+    load_bank,
+    load_instructions,
+    own_wording,
+)
 from ecliptica.isd.hard import read_scores
 from ecliptica.isd.pairs import pairs
 from model import cli
 from model.errors import InputError
 
 
-def main(argv=None):
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """Of every command: which bank."""
+
+    bank: str = option(
+        str(BANK), "a JSONL file or a directory of them", default_text="the shipped bank"
+    )
+    instructions: str = option(
+        str(INSTRUCTIONS), "TOML of id = [wordings]", default_text="the shipped ones"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build(Bank):
+    """write contrastive preferences of a split"""
+
+    split: str = choice("train", SPLITS, "which prompts")
+    rounds: int = positive(
+        1, "how often each response is chosen against a rejected one of each kind"
+    )
+    seed: int = seed(0, "of the pairing")
+    scores: str | None = option(
+        None,
+        "samples.jsonl of eval.py switch on the same split: adds the hardest wrong responses",
+    )
+    system: str | None = option(None, "whose scores", default_text="the last system in the file")
+    out: str = option(..., "JSON lines to write")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contexts(Bank):
+    """write one prompt under several instructions, for eval.py generate"""
+
+    prompt: str = option(..., "a prompt's id")
+    ids: tuple[str, ...] = option(..., "instruction ids, comma-separated")
+    out: str = option(..., "JSON lines to write")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(Bank):
+    """print one prompt with its responses"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(Bank):
+    """check the dataset; exit 2 if an audit fails"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.Parser(prog="python -m ecliptica.isd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="write contrastive preferences of a split")
-    build.add_argument("--split", default="train", choices=SPLITS)
-    build.add_argument(
-        "--rounds",
-        type=int,
-        default=1,
-        help="how often each response is chosen against a rejected one of each kind",
-    )
-    build.add_argument("--seed", type=int, default=0)
-    build.add_argument(
-        "--scores",
-        help="samples.jsonl of eval.py switch on the same split: adds the hardest wrong responses",
-    )
-    build.add_argument("--system", help="whose scores (default: the last system in the file)")
-    contexts = commands.add_parser(
-        "contexts", help="write one prompt under several instructions, for eval.py generate"
-    )
-    contexts.add_argument("--prompt", required=True, help="a prompt's id")
-    contexts.add_argument("--ids", required=True, help="instruction ids, comma-separated")
-    show = commands.add_parser("show", help="print one prompt with its responses")
-    show.add_argument("prompt", help="a prompt's id, such as technology-05")
-    for command in (
-        build,
-        contexts,
-        show,
-        commands.add_parser("audit", help="check the dataset; exit 2 if an audit fails"),
-    ):
-        command.add_argument(
-            "--bank",
-            default=BANK,
-            help="a JSONL file or a directory of them (default: the shipped bank)",
-        )
-        command.add_argument("--instructions", default=INSTRUCTIONS)
-    for command in (build, contexts):
-        command.add_argument("--out", required=True)
+    for name, (kind, _) in COMMANDS.items():
+        add_flags(commands.add_parser(name, help=kind.__doc__), kind)
+    commands.choices["show"].add_argument("prompt", help="a prompt's id, such as technology-05")
     args = parser.parse_args(argv)
-    {"build": run_build, "contexts": run_contexts, "show": run_show, "audit": run_audit}[
-        args.command
-    ](args)
+    kind, run = COMMANDS[args.command]
+    run(from_flags(kind, args), args)
 
 
-def run_build(args):
-    if args.rounds < 1:
-        raise InputError(f"--rounds: expected at least 1, got {args.rounds}")
-    instructions, bank = load(args)
+def run_build(options: Build, args: Namespace) -> None:
+    instructions, bank = load(options)
     scores = None
-    if args.scores:
-        scores, system = read_scores(args.scores, list(instructions), args.system)
-        print(f"{args.scores}: hard negatives by the scores of {system or 'its one system'!r}")
+    if options.scores:
+        scores, system = read_scores(options.scores, list(instructions), options.system)
+        print(f"{options.scores}: hard negatives by the scores of {system or 'its one system'!r}")
     else:
         print("no --scores: without hard negatives; siblings and prompt negatives in equal parts")
-    write(args.out, pairs(bank, instructions, args.split, args.seed, args.rounds, scores))
+    records = pairs(bank, instructions, options.split, options.seed, options.rounds, scores)
+    write(options.out, records)
 
 
-def run_contexts(args):
+def run_contexts(options: Contexts, args: Namespace) -> None:
     """The prompt under each instruction, in the wording that belongs to its split."""
-    instructions, bank = load(args)
-    entry, names = find(args, bank), args.ids.split(",")
-    if unknown := [name for name in names if name not in instructions]:
-        raise InputError(
-            f"--ids: no instruction {unknown[0]!r}; there are {', '.join(instructions)}"
-        )
-    write(
-        args.out,
-        [
-            {
-                "id": entry.id,
-                "instruction": own_wording(entry.split, instructions[name]),
-                "prompt": entry.prompt,
-            }
-            for name in names
-        ],
-    )
+    instructions, bank = load(options)
+    entry = entry_of(bank, options.prompt, options.bank)
+    for name in options.ids:
+        if name not in instructions:
+            raise InputError(f"--ids: no instruction {name!r}; there are {', '.join(instructions)}")
+    records = []
+    for name in options.ids:
+        text = own_wording(entry.split, instructions[name])
+        records.append({"id": entry.id, "instruction": text, "prompt": entry.prompt})
+    write(options.out, records)
 
 
-def run_show(args):
-    instructions, bank = load(args)
-    entry = find(args, bank)
-    print(
-        f"{entry.id}: {entry.split}, {', '.join(filter(None, (entry.domain, entry.source, entry.form, entry.author, entry.licence)))}\n\n{entry.prompt}"
-    )
+def run_show(options: Show, args: Namespace) -> None:
+    instructions, bank = load(options)
+    entry = entry_of(bank, args.prompt, options.bank)
+    origin = (entry.domain, entry.source, entry.form, entry.author, entry.licence)
+    print(f"{entry.id}: {entry.split}, {', '.join(filter(None, origin))}\n\n{entry.prompt}")
+    indent = "    "
     for name in instructions:
         if name in entry.responses:
-            print(
-                f"\n{name}\n"
-                + textwrap.fill(
-                    entry.responses[name], 100, initial_indent="    ", subsequent_indent="    "
-                )
+            response = textwrap.fill(
+                entry.responses[name], 100, initial_indent=indent, subsequent_indent=indent
             )
+            print(f"\n{name}\n{response}")
     if not entry.responses:
         print("\nno reference responses: a distractor, and a prompt to generate from")
 
 
-def run_audit(args):
-    rows = list(audit.audits(audit.load(args.bank, args.instructions)))
+def run_audit(options: Audit, args: Namespace) -> None:
+    rows = list(audit.audits(audit.load(options.bank, options.instructions)))
     print(audit.table(rows), flush=True)
     audit.check(rows)
 
 
-def load(args):
-    instructions = load_instructions(args.instructions)
-    return instructions, load_bank(args.bank, instructions)
+COMMANDS = {
+    "build": (Build, run_build),
+    "contexts": (Contexts, run_contexts),
+    "show": (Show, run_show),
+    "audit": (Audit, run_audit),
+}
 
 
-def find(args, bank):
-    found = [entry for entry in bank if entry.id == args.prompt]
-    if not found:
-        raise InputError(f"{args.prompt}: no such id in {args.bank}; the first is {bank[0].id}")
-    return found[0]
+def load(options: Bank) -> tuple[dict[str, Wordings], list[Entry]]:
+    instructions = load_instructions(options.instructions)
+    return instructions, load_bank(options.bank, instructions)
 
 
-def write(out, made):
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(out, made)
-    print(f"{out}: {len(made)} lines")
+def entry_of(bank: Sequence[Entry], prompt: str, path: str) -> Entry:
+    for entry in bank:
+        if entry.id == prompt:
+            return entry
+    raise InputError(f"{prompt}: no such id in {path}; the first is {bank[0].id}")
+
+
+def write(out: str, records: Sequence[dict]) -> None:
+    check_writable(Path(out).parent, "--out", directory=True)
+    check_writable(out, "--out")
+    write_lines(out, records)
+    print(f"{out}: {len(records)} lines")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from ecliptica.evaluation import suites, systems
 from ecliptica.evaluation.answers import seed_of
 from ecliptica.evaluation.ledger import Ledger
 from ecliptica.evaluation.questions import Question, Sampling
+from ecliptica.evaluation.rescoring import recorded
 from ecliptica.isd.hard import read_scores
 from model.errors import InputError
 from tests.conftest import write_jsonl
@@ -175,9 +176,9 @@ def test_recorded_systems_are_those_of_the_file_the_control_first(tmp_path):
             {"system": "trained", "key": "a", "cell": "d", "r": "text", "tokens": 2},
         ],
     )
-    recorded = systems.recorded(Ledger(tmp_path))
-    assert {label: (it.digest, it.answers_key) for label, it in recorded.items()} == {
+    by_label = recorded(Ledger(tmp_path))
+    assert {label: (it.digest, it.answers_key) for label, it in by_label.items()} == {
         "prompting-only": ("b", ""),
         "trained": ("t", "a"),
     }
-    assert list(recorded) == ["prompting-only", "trained"]
+    assert list(by_label) == ["prompting-only", "trained"]

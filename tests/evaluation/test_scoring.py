@@ -1,46 +1,36 @@
 """`score` and `generate` against transformers, and against themselves under every batching."""
 
-import json
-
 import pytest
 import torch
 
 import eval as evaluate
-from ecliptica.evaluation.suites.generate import respond
+from ecliptica.evaluation.commands.generate import respond
+from ecliptica.evaluation.questions import Sampling
 from ecliptica.evaluation.systems import System
-from model.generate import common_prefix, generate
+from model.errors import InputError
+from model.generate import choose, common_prefix, generate
 from model.tokenizer import load_tokenizer
 from model.weights import load_model
 from tests.conftest import write_jsonl
+from tests.evaluation.conftest import lines_of
 
-CONTEXT = "<|im_start|>user\n### Alignment Instruction:\n{instruction}\n\n### User Prompt:\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+CONTEXT = (
+    "<|im_start|>user\n### Alignment Instruction:\n{instruction}\n\n"
+    "### User Prompt:\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+)
 
 
 def score(tmp_path, model, records, template="chatml", *options):
     data, out = write_jsonl(tmp_path / "in.jsonl", records), tmp_path / "out.jsonl"
-    evaluate.main(
-        [
-            "score",
-            "--model",
-            str(model),
-            "--template",
-            template,
-            "--data",
-            str(data),
-            "--out",
-            str(out),
-            *options,
-        ]
-    )
-    return [json.loads(line) for line in out.read_text().splitlines()]
+    words = ["score", "--model", model, "--template", template, "--data", data, "--out", out]
+    evaluate.main([str(word) for word in [*words, *options]])
+    return lines_of(out)
 
 
 def worst(a, b):
-    return max(
-        abs(x - y)
-        for p, q in zip(a, b, strict=True)
-        for x, y in zip(p["logps"], q["logps"], strict=True)
-    )
+    """The largest difference between two files of scores, nats."""
+    pairs = [zip(p["logps"], q["logps"], strict=True) for p, q in zip(a, b, strict=True)]
+    return max(abs(x - y) for pair in pairs for x, y in pair)
 
 
 @pytest.fixture
@@ -55,96 +45,82 @@ def records(preferences):
     ]
 
 
+@pytest.fixture(scope="module")
+def model(tiny):
+    return load_model(tiny)
+
+
+@pytest.fixture(scope="module")
+def peer(smollm2):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+
+
 @pytest.mark.peer
-def test_score_equals_transformers(records, smollm2, tmp_path):
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+def test_score_equals_transformers(records, smollm2, peer, tmp_path):
+    from transformers import PreTrainedTokenizerFast
 
     got = score(tmp_path, smollm2, records[:4])
-    peer = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     fast = PreTrainedTokenizerFast(tokenizer_file=str(smollm2 / "tokenizer.json"))
     for record, row in zip(records, got):
         context = fast.encode(CONTEXT.format(**record), add_special_tokens=False)
-        for text, logp, tokens in zip(
-            record["responses"], row["logps"], row["tokens"], strict=True
-        ):
+        for n, text in enumerate(record["responses"]):
             response = fast.encode(text + "<|im_end|>", add_special_tokens=False)
             with torch.no_grad():
                 table = peer(torch.tensor([context + response])).logits[0].log_softmax(-1)
-            want = (
-                table[range(len(context) - 1, len(context) + len(response) - 1), response]
-                .sum()
-                .item()
-            )
-            assert tokens == len(response) and abs(logp - want) < 1e-3
+            predicting = range(len(context) - 1, len(context) + len(response) - 1)
+            want = table[predicting, response].sum().item()
+            assert row["tokens"][n] == len(response), text
+            assert row["logps"][n] == pytest.approx(want, abs=1e-3), text
 
 
 def test_scores_do_not_depend_on_batching_order_or_packing(records, tiny, tmp_path):
+    records = records[:6]
     want = score(tmp_path, tiny, records)
-    assert worst(score(tmp_path, tiny, records, "chatml", "--batch-tokens", "1"), want) < 1e-4
-    assert worst(score(tmp_path, tiny, records[::-1])[::-1], want) < 1e-4
-    alone = [{**record, "responses": [text]} for record in records for text in record["responses"]]
-    apart = score(tmp_path, tiny, alone)
-    assert (
-        worst(
-            [
-                {"logps": [row["logps"][0] for row in apart[n : n + 3]]}
-                for n in range(0, len(apart), 3)
-            ],
-            want,
-        )
-        < 1e-4
-    )
+    one_by_one = score(tmp_path, tiny, records, "chatml", "--batch-tokens", "1")
+    assert worst(one_by_one, want) < 1e-4
+    reversed_order = score(tmp_path, tiny, records[::-1])[::-1]
+    assert worst(reversed_order, want) < 1e-4
+
+    alone = [record | {"responses": [text]} for record in records for text in record["responses"]]
+    apart = [row["logps"][0] for row in score(tmp_path, tiny, alone)]
+    packed = [logp for row in want for logp in row["logps"]]
+    assert apart == pytest.approx(packed, abs=1e-4)
 
 
 def test_rendered_contexts_give_the_same_scores(records, tiny, tmp_path):
-    rendered = [
+    rendered = []
+    for record in records[:6]:
+        responses = [text + "<|im_end|>" for text in record["responses"]]
+        rendered.append({"context": CONTEXT.format(**record), "responses": responses})
+    rendered.append(
         {
-            "context": CONTEXT.format(**r),
-            "responses": [text + "<|im_end|>" for text in r["responses"]],
+            "context": "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n",
+            "responses": ["Hello.<|im_end|>"],
         }
-        for r in records
-    ]
-    got, want = score(tmp_path, tiny, rendered, "none"), score(tmp_path, tiny, records)
-    assert worst(got, want) < 1e-5 and [row["tokens"] for row in got] == [
-        row["tokens"] for row in want
-    ]
-
-
-def test_without_an_instruction_the_body_is_the_prompt(tiny, tmp_path):
-    plain = score(tmp_path, tiny, [{"prompt": "Hi?", "responses": ["Hello."]}])
-    rendered = score(
-        tmp_path,
-        tiny,
-        [
-            {
-                "context": "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n",
-                "responses": ["Hello.<|im_end|>"],
-            }
-        ],
-        "none",
     )
-    assert worst(plain, rendered) < 1e-5
+    # Without an instruction the body is the prompt.
+    plain = [*records[:6], {"prompt": "Hi?", "responses": ["Hello."]}]
+    got = score(tmp_path, tiny, rendered, "none")
+    want = score(tmp_path, tiny, plain)
+    assert worst(got, want) < 1e-5
+    assert [row["tokens"] for row in got] == [row["tokens"] for row in want]
+
+
+UNEQUAL = ["The capital of France is", "Once", "One, two, three, four,"]
+SHARED = [
+    "You are a helpful guide to the city. Where is the museum?",
+    "You are a helpful guide to the city. Where is a cheap hotel, please?",
+]
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize(
-    "prompts",
-    [
-        ["The capital of France is", "Once", "One, two, three, four,"],
-        [
-            "You are a helpful guide to the city. Where is the museum?",
-            "You are a helpful guide to the city. Where is a cheap hotel, please?",
-        ],
-    ],
-    ids=["unequal", "shared prefix"],
-)
-def test_greedy_generation_equals_transformers(prompts, smollm2):
-    from transformers import AutoModelForCausalLM
-
+@pytest.mark.parametrize("prompts", [UNEQUAL, SHARED], ids=["unequal", "shared prefix"])
+def test_greedy_generation_equals_transformers(prompts, smollm2, peer):
     ids = [load_tokenizer(smollm2).encode(prompt) for prompt in prompts]
-    assert (common_prefix(ids) > 3) == (len(prompts) == 2)
+    assert (common_prefix(ids) > 3) == (prompts is SHARED)
     got = generate(load_model(smollm2), ids, 24, [2])
-    peer = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     for prompt, row in zip(ids, got):
         want = peer.generate(
             torch.tensor([prompt]),
@@ -158,70 +134,69 @@ def test_greedy_generation_equals_transformers(prompts, smollm2):
         assert row == want[: want.index(2) if 2 in want else 24]
 
 
-def test_generation_stops_and_samples_by_its_own_seed(tiny, tokenizer):
-    model, prompts = load_model(tiny), [[5, 6, 7], [8, 9], [5, 6, 7, 8, 9, 10]]
-    greedy = generate(model, prompts, 6, [])
+PROMPTS = [[5, 6, 7], [8, 9], [5, 6, 7, 8, 9, 10]]
+
+
+def test_generation_stops_where_it_is_told(model):
+    greedy = generate(model, PROMPTS, 6, [])
     assert [len(row) for row in greedy] == [6, 6, 6]
     stop = greedy[0][3]
-    assert generate(model, prompts, 6, [stop])[0] == greedy[0][: greedy[0].index(stop)]
-    sampled = generate(model, prompts, 6, [], 1.0, seeds=[1, 2, 3])
-    assert (
-        sampled
-        == generate(model, prompts, 6, [], 1.0, seeds=[1, 2, 3])
-        != generate(model, prompts, 6, [], 1.0, seeds=[4, 5, 6])
-    )
-    assert generate(model, [prompts[1]], 6, [], 1.0, seeds=[2])[0] == sampled[1]
-    assert generate(model, prompts, 6, [], 1.0, top_p=1e-6, seeds=[1, 2, 3]) == greedy
-    system = System(model, tokenizer, None, 4096, {})
-    assert respond(system, prompts, 6, 1.0, seed=1) == [tokenizer.decode(row) for row in sampled]
+    stopped = generate(model, PROMPTS, 6, [stop])[0]
+    assert stopped == greedy[0][: greedy[0].index(stop)]
+
+
+def test_every_row_samples_by_its_own_seed(model, tokenizer):
+    def sample(prompts, seeds, top_p=1.0):
+        return generate(model, prompts, 6, [], 1.0, top_p, seeds=seeds)
+
+    want = sample(PROMPTS, [1, 2, 3])
+    assert sample(PROMPTS, [1, 2, 3]) == want
+    assert sample(PROMPTS, [4, 5, 6]) != want
+    assert sample([PROMPTS[1]], [2]) == want[1:2], "a row depends on its neighbours"
+    greedy = generate(model, PROMPTS, 6, [])
+    assert sample(PROMPTS, [1, 2, 3], top_p=1e-6) == greedy
+    system = System(model, tokenizer, None)
+    texts = respond(system, PROMPTS, Sampling(6, temperature=1.0, seed=1))
+    assert texts == [tokenizer.decode(row) for row in want]
 
 
 def test_sampling_follows_the_probabilities():
-    from model.generate import choose
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    logits_NV = torch.log(probabilities).repeat(4000, 1)
+    generators = [torch.Generator().manual_seed(n) for n in range(4000)]
 
-    logits, generators = (
-        torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1),
-        [torch.Generator().manual_seed(n) for n in range(4000)],
-    )
-    share = torch.bincount(choose(logits, 1.0, 1.0, generators), minlength=4) / 4000
-    assert (share - torch.tensor([0.5, 0.3, 0.15, 0.05])).abs().max() < 0.03
-    cut = torch.bincount(choose(logits, 1.0, 0.7, generators), minlength=4) / 4000
-    assert (cut - torch.tensor([0.625, 0.375, 0.0, 0.0])).abs().max() < 0.03
+    def shares(top_p):
+        tokens = choose(logits_NV, 1.0, top_p, generators)
+        return (torch.bincount(tokens, minlength=4) / 4000).tolist()
+
+    assert shares(1.0) == pytest.approx(probabilities.tolist(), abs=0.03)
+    assert shares(0.7) == pytest.approx([0.625, 0.375, 0.0, 0.0], abs=0.03)
 
 
-def test_generate_suite_keeps_order_and_fields(records, tiny, tmp_path):
-    data, out = (
-        write_jsonl(
-            tmp_path / "in.jsonl",
-            [
-                {"id": n, "prompt": r["prompt"], "instruction": r["instruction"]}
-                for n, r in enumerate(records)
-            ],
-        ),
-        tmp_path / "o.jsonl",
-    )
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_choose_no_token(bad, temperature):
+    logits_NV = torch.zeros(2, 5)
+    logits_NV[1, 3] = bad
+    generators = [torch.Generator().manual_seed(n) for n in range(2)]
+    with pytest.raises(InputError, match="logits are NaN or infinite"):
+        choose(logits_NV, temperature, 1.0, generators)
+    logits_NV[1, 3] = float("-inf")  # a token that is masked is none that overflowed
+    assert (choose(logits_NV, temperature, 1.0, generators) != 3).all()
+
+
+def test_generate_keeps_order_and_fields(records, tiny, tmp_path):
+    given = [
+        {"id": n, "prompt": record["prompt"], "instruction": record["instruction"]}
+        for n, record in enumerate(records)
+    ]
+    data, out = write_jsonl(tmp_path / "in.jsonl", given), tmp_path / "o.jsonl"
+    words = ["generate", "--model", str(tiny), "--template", "chatml", "--data", str(data)]
+    words += ["--out", str(out), "--max-new-tokens", "5", "--batch-tokens"]
     texts = []
     for budget in ("4096", "1"):
-        evaluate.main(
-            [
-                "generate",
-                "--model",
-                str(tiny),
-                "--template",
-                "chatml",
-                "--data",
-                str(data),
-                "--out",
-                str(out),
-                "--max-new-tokens",
-                "5",
-                "--batch-tokens",
-                budget,
-            ]
-        )
-        made = [json.loads(line) for line in out.read_text().splitlines()]
-        assert [row["id"] for row in made] == list(range(12)) and all(
-            isinstance(row["text"], str) for row in made
-        )
-        texts.append([row["text"] for row in made])
-    assert texts[0] == texts[1]
+        evaluate.main([*words, budget])
+        lines = lines_of(out)
+        assert [{k: v for k, v in line.items() if k != "text"} for line in lines] == given
+        texts.append([line["text"] for line in lines])
+    assert texts[0] == texts[1], "a text depends on its batch"

@@ -1,258 +1,285 @@
-"""The suites end to end on a tiny model: numbers against an independent oracle, resume, --rescore, one summary of all."""
+"""The command lines of the suites, end to end on a tiny model: samples by hand, resume, --rescore,
+stamps, one summary of all."""
 
 import json
-import math
+import shutil
 
+import numpy as np
 import pytest
-import torch
+from safetensors.torch import load_file, save_file
 
 import eval as evaluate
-from ecliptica.data.templates import get_template
-from ecliptica.evaluation.scoring import context_ids, response_ids
-from ecliptica.evaluation.suites.shift import jsd
-from ecliptica.evaluation.systems import System
-from model import cli
-from model.tokenizer import load_tokenizer
-from model.weights import load_model
-from tests.conftest import write_jsonl
+from ecliptica.evaluation import command as suite_command
+from ecliptica.evaluation import suites, systems
+from ecliptica.evaluation.commands import isd
+from ecliptica.evaluation.ledger import Ledger
+from model.errors import InputError
+from tests.evaluation.conftest import (
+    BASE,
+    TRAINED,
+    command,
+    lines_of,
+    run_command,
+    small_bank,
+)
 
-
-def run(suite, model, out, *options):
-    evaluate.main(
-        [
-            suite,
-            "--model",
-            str(model),
-            "--template",
-            "chatml",
-            "--out",
-            str(out),
-            *map(str, options),
-        ]
-    )
-    return json.loads((out / "results.json").read_text())
-
-
-@pytest.fixture
-def own(tmp_path):
-    """Options that point a suite at a bank of two instructions and four prompts."""
-    (tmp_path / "i.toml").write_text(
-        'loud = ["Shout.", "Be loud.", "Use capitals."]\nquiet = ["Whisper.", "Be calm.", "Speak softly."]\n'
-    )
-    bank = write_jsonl(
-        tmp_path / "bank.jsonl",
-        [
-            {
-                "id": f"x{n}",
-                "prompt": f"Tell me of {what}.",
-                "domain": "d",
-                "split": "test" if n < 2 else "train",
-                "responses": {
-                    "loud": f"{what.upper()}! GREAT {what.upper()}!",
-                    "quiet": f"some {what}, softly",
-                },
-            }
-            for n, what in enumerate(("rain", "bread", "chess", "maps"))
-        ],
-    )
-    return ["--bank", bank, "--instructions", tmp_path / "i.toml"]
+RECORD = {
+    "template": "chatml",
+    "base_model": "m",
+    "objective": "cita",
+    "steps": 3,
+    "seed": 0,
+    "ablation": False,
+}
 
 
 @pytest.fixture(scope="module")
-def system(tiny):
-    tokenizer = load_tokenizer(tiny)
-    return System(load_model(tiny), tokenizer, get_template("chatml", tokenizer), 4096, {})
+def place(adapter, tmp_path_factory):
+    """A bank of six prompts, three of them for testing, and a trained adapter with its record."""
+    path = tmp_path_factory.mktemp("suites")
+    small_bank(path)
+    shutil.copytree(adapter, path / "final")
+    (path / "final" / "ecliptica.json").write_text(json.dumps(RECORD))
+    return path
 
 
-def logits(system, context, response):
-    """[R, V] in float64, one response alone: no packing."""
-    ids = torch.tensor([*context, *response])
-    from model.attention import packed_attention
-
-    zeros = torch.zeros_like(ids)
-    hidden = system.model.forward_hidden(
-        ids, torch.arange(len(ids)), packed_attention(zeros, zeros)
-    )
-    return hidden[len(context) - 1 : -1].double() @ system.model.head_weight_VD.double().T
+def bank(place):
+    return ["--bank", f"{place}/bank.jsonl", "--instructions", f"{place}/i.toml"]
 
 
-@torch.no_grad()
-def test_shift_against_dense_float64(system):
-    contexts = [
-        context_ids(system, "What is rain?", i) for i in ("Shout.", "Whisper softly, please.")
-    ]
-    response = response_ids(system, "Water that falls from clouds.")
-    p, q = (logits(system, c, response).softmax(-1) for c in contexts)
-    m = (p + q) / 2
-    want = (((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2).mean().item()
-    assert (
-        jsd(system, contexts, response) == pytest.approx(want, rel=1e-3)
-        and jsd(system, contexts[:1] * 2, response) < 1e-6
-    )
+@pytest.fixture(scope="module")
+def whole(place, tiny):
+    """(directory, results) of switch, base and trained, all controls."""
+    out = place / "switch"
+    return out, run_command("switch", tiny, out, *bank(place), "--adapter", place / "final")
 
 
-@torch.no_grad()
-def test_capability_is_the_perplexity_of_the_texts(tiny, system, tmp_path):
-    texts = ["The kettle sang.", "A ferry left at noon with nine on board."]
-    data = write_jsonl(
-        tmp_path / "c.jsonl", [{"id": str(n), "kind": "k", "text": t} for n, t in enumerate(texts)]
-    )
-    found = run("capability", tiny, tmp_path / "o", "--data", data)
-    from ecliptica.evaluation.suites.capability import PROMPT
-    from ecliptica.isd.bank import load_instructions
+def test_base_and_trained_side_by_side(whole):
+    """Column accuracy again from the lines of samples.jsonl."""
+    out, results = whole
+    assert results["reportable"] and results["units"] == 3
+    assert results["wording"] == {"loud": "Use capitals.", "quiet": "Speak softly."}
+    chance = {name: metric["chance"] for name, metric in results["metrics"].items()}
+    assert chance["column_accuracy"] == chance["switch"] == 0.5
+    assert chance["prompt_match"] == pytest.approx(1 / 6)
+    assert chance["joint"] == pytest.approx(1 / 10)
 
-    context, total, tokens = (
-        context_ids(system, PROMPT, next(iter(load_instructions().values()))[-1]),
-        0.0,
-        0,
-    )
-    for text in texts:
-        response = response_ids(system, text)
-        total += (
-            logits(system, context, response)
-            .log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]
-            .sum()
-            .item()
+    means = {}
+    for label in (BASE, TRAINED):
+        wins_PK = column_wins(out, label)
+        means[label] = wins_PK.mean(1)
+        assert results["systems"][label]["column_accuracy"]["value"] == pytest.approx(
+            wins_PK.mean()
         )
-        tokens += len(response)
-    assert found["perplexity"]["prompting-only"] == pytest.approx(
-        math.exp(-total / tokens), rel=1e-4
-    )
+        assert results["per_unit"][label]["column_accuracy"] == pytest.approx(means[label])
+        by_instruction = results["by_instruction"][label]["column_accuracy"]
+        assert [by_instruction[name]["value"] for name in ("loud", "quiet")] == pytest.approx(
+            wins_PK.mean(0)
+        )
+    difference = results["difference"][TRAINED]["column_accuracy"]
+    assert difference["value"] == pytest.approx(np.mean(means[TRAINED]) - np.mean(means[BASE]))
+    assert 0 < difference["p"] <= difference["p_holm"] <= 1
 
 
-def test_policies_by_likelihood_equal_a_computation_by_hand(tiny, system, tmp_path):
-    from ecliptica.isd.sets import SETS, load_policies, load_safety
-
-    found = run("refusal", tiny, tmp_path / "o", "--limit", 1)
-    policies = {
-        name: texts[2] for name, texts in load_policies(SETS / "safety_policies.toml").items()
+def column_wins(out, label):
+    """[prompt, response]: whether its own instruction makes it likelier than the other one."""
+    score = {
+        (line["prompt"], line["instruction"], line["response"]): line["logp"]
+        for line in lines_of(out / "samples.jsonl")
+        if line.get("condition") == "instruction"
+        and "logp" in line
+        and line["system"] == label
+        and line["prompt"] == line["response_to"]
     }
-    item = next(item for item in load_safety() if item.clazz == "borderline")
-
-    @torch.no_grad()
-    def logp(instruction, prompt, text):
-        response = response_ids(system, text)
-        return (
-            logits(system, context_ids(system, prompt, instruction), response)
-            .log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]
-            .sum()
-            .item()
-        )
-
-    def refused(policy):
-        pmi = [
-            logp(policies[policy], item.prompt, text) - logp(None, "N/A", text)
-            for text in (item.refusal, item.compliance)
+    pairs = (("loud", "quiet"), ("quiet", "loud"))
+    return np.array(
+        [
+            [score[prompt, k, k] > score[prompt, other, k] for k, other in pairs]
+            for prompt in ("x0", "x1", "x2")
         ]
-        return float(pmi[0] > pmi[1])
-
-    assert found["systems"]["prompting-only"]["boundary"]["value"] == refused("strict") - refused(
-        "permissive"
     )
-    assert not found["reportable"] and found["units"] == 3
 
 
-def test_bank_suites_resume_and_rescore(tiny, own, tmp_path):
-    (tmp_path / "u.toml").write_text(
-        '[loud]\ndropped = ["Be."]\nvague = ["Mind it."]\n[quiet]\ndropped = ["Use."]\nvague = ["Mind that."]\n'
+def test_controls_and_kl_of_switch(whole):
+    out, results = whole
+    assert set(results["controls"][TRAINED]) == {"no instruction", "scrambled prompt"}
+    # Without it no instruction is told from another.
+    control = results["controls"][TRAINED]["no instruction"]
+    assert control["column_accuracy"]["value"] == 0.5
+    kls = [line["kl"] for line in lines_of(out / "samples.jsonl") if "kl" in line]
+    assert results["kl"]["per_response"] == pytest.approx(np.mean(kls)) and len(kls) == 6
+    table = (out / "table.md").read_text()
+    assert "| column accuracy |" in table
+    assert "| trained, no instruction |" in table
+    assert "Exact KL[trained || base]" in table
+
+
+def test_rescore_gives_the_same_without_a_model(whole, place, tmp_path):
+    out, want = whole
+    rescore = [*bank(place), "--adapter", place / "final", "--rescore", out / "samples.jsonl"]
+    got = run_command("switch", tmp_path / "no model", tmp_path / "again", *rescore)
+    for key in want.keys() - {"config"}:
+        assert got[key] == want[key], f"{key} differs"
+    assert not (tmp_path / "again" / "samples.jsonl").exists()
+    lacking = "has no score of prompting-only for .* run without --rescore"
+    with pytest.raises(InputError, match=lacking):
+        run_command("switch", "no model", tmp_path / "other", *rescore, "--wording", "1")
+
+
+def test_rescore_keeps_the_stamp_of_an_ablation(whole, place, tmp_path):
+    shutil.copytree(place / "final", tmp_path / "ablated")
+    record = json.dumps(RECORD | {"ablation": True})
+    (tmp_path / "ablated" / "ecliptica.json").write_text(record)
+    rescore = ["--adapter", tmp_path / "ablated", "--rescore", whole[0] / "samples.jsonl"]
+    run_command("switch", "no model", tmp_path / "again", *bank(place), *rescore)
+    assert (tmp_path / "again" / "table.md").read_text().startswith("ABLATION")
+
+
+def test_a_limited_run_is_stamped_and_one_with_other_batches_scores_the_same(
+    whole, place, tiny, tmp_path, capsys
+):
+    options = [*bank(place), "--controls", "", "--limit", "2", "--batch-tokens", "1"]
+    limited = run_command("switch", tiny, tmp_path, *options)
+    assert not limited["reportable"] and limited["units"] == 2
+    assert (tmp_path / "table.md").read_text().startswith("NOT REPORTABLE")
+    assert "NOT REPORTABLE" in capsys.readouterr().out
+    assert "NOT REPORTABLE" not in (whole[0] / "table.md").read_text()
+
+    one, many = (
+        {(line["key"], line["cell"]): line["logp"] for line in lines_of(path) if "logp" in line}
+        for path in (tmp_path / "samples.jsonl", whole[0] / "samples.jsonl")
     )
-    (tmp_path / "more.toml").write_text(
-        '[a]\nrhymed = ["Rhyme.", "In verse.", "Use rhymes."]\n[b]\nold = ["Be old.", "As of old.", "Antique."]\nnew = ["Be new.", "As now.", "Modern."]\n'
+    assert one.keys() < many.keys(), "another batch is another key"
+    assert max(abs(one[at] - many[at]) for at in one) < 1e-4
+
+
+def test_another_adapters_scores_are_never_taken(place, tiny, tmp_path):
+    """The same path, the same samples.jsonl, other weights."""
+    shutil.copytree(place / "final", tmp_path / "other")
+    file = tmp_path / "other" / "adapter_model.safetensors"
+    options = [*bank(place), "--adapter", tmp_path / "other", "--controls", "", "--limit", "1"]
+
+    run_command("switch", tiny, tmp_path, *options)
+    before = lines_of(tmp_path / "samples.jsonl")
+    tensors = {name: 3 * tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    run_command("switch", tiny, tmp_path, *options)
+    new = lines_of(tmp_path / "samples.jsonl")[len(before) :]
+
+    assert {line["system"] for line in new} == {TRAINED}
+    assert not {line["key"] for line in new} & {line["key"] for line in before}
+    old = {line["cell"]: line for line in before if line["system"] == TRAINED}
+    assert {line["cell"] for line in new} == set(old)
+    changes = [abs(line["logp"] - old[line["cell"]]["logp"]) for line in new if "logp" in line]
+    assert max(changes) > 1e-2
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny):
+    return {BASE: systems.load(tiny, template="chatml")}
+
+
+SMALL = {
+    "paraphrase": {},
+    "underspecified": {"data": "{place}/u.toml"},
+    "override": {},
+    "shift": {"pairs": 1},
+    "scale": {"more": "{place}/more.toml", "sizes": ("2", "5")},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_suite_of_the_bank_resumes_and_rescores(name, place, loaded, tmp_path):
+    (place / "u.toml").write_text(
+        '[loud]\ndropped = ["Be."]\nvague = ["Mind it."]\n'
+        '[quiet]\ndropped = ["Use."]\nvague = ["Mind that."]\n'
     )
-    options = {
-        "paraphrase": [],
-        "underspecified": ["--data", tmp_path / "u.toml"],
-        "override": [],
-        "shift": ["--pairs", 1],
-        "scale": ["--more", tmp_path / "more.toml", "--sizes", "2,5"],
+    (place / "more.toml").write_text(
+        '[a]\nrhymed = ["Rhyme.", "In verse.", "Use rhymes."]\n'
+        '[b]\nold = ["Be old.", "As of old.", "Antique."]\n'
+        'new = ["Be new.", "As now.", "Modern."]\n'
+    )
+    more = {
+        key: value.format(place=place) if isinstance(value, str) else value
+        for key, value in SMALL[name].items()
     }
-    for suite, more in options.items():
-        out = tmp_path / suite
-        first, samples = run(suite, tiny, out, *own, *more), (out / "samples.jsonl").read_bytes()
-        (out / "samples.jsonl").write_bytes(
-            samples[: len(samples) * 2 // 3]
-        )  # a kill in the middle of a line
-        again = run(suite, tiny, out, *own, *more)
-        lines = [
-            json.loads(line)["cell"] for line in (out / "samples.jsonl").read_text().splitlines()
-        ]
-        assert len(lines) == len(set(lines)) == samples.count(b"\n"), suite
-        rescored = run(
-            suite,
-            tiny,
-            tmp_path / f"{suite}-again",
-            *own,
-            *more,
-            "--rescore",
-            out / "samples.jsonl",
-        )
-        for name, cell in first["systems"]["prompting-only"].items():
-            assert again["systems"]["prompting-only"][name]["value"] == pytest.approx(
-                cell["value"], abs=1e-3
-            ), (suite, name)
-        assert rescored["systems"] == again["systems"], suite
-    assert (
-        first["metrics"]["candidates_5"]["chance"] == 0.2
-        and first["systems"]["prompting-only"]["candidates_5"]["value"]
-        <= first["systems"]["prompting-only"]["candidates_2"]["value"]
+    suite = suites.get(name)
+    options = suite.Options(
+        bank=f"{place}/bank.jsonl", instructions=f"{place}/i.toml", limit=2, **more
     )
+    compared = systems.Compared(model="nowhere", template="chatml")
+
+    def results(out, rescore=None):
+        output = suite_command.KeptOutput(str(out), rescore)
+        return suite_command.run_compared(suite, compared, options, output, loaded)
+
+    first = results(tmp_path / "o")
+    samples = tmp_path / "o" / "samples.jsonl"
+    raw = samples.read_bytes()
+    samples.write_bytes(raw[: len(raw) * 2 // 3])  # a kill, in the middle of a line
+    again = results(tmp_path / "o")
+    cells = [line["cell"] for line in lines_of(samples)]
+    assert len(cells) == len(set(cells)) == raw.count(b"\n")
+    for metric, cell in first.systems[BASE].items():
+        want = pytest.approx(cell.value, abs=1e-3)
+        assert again.systems[BASE][metric].value == want, metric
+    assert results(tmp_path / "again", str(samples)).systems == again.systems
 
 
-def test_all_suites_in_one(tiny, tmp_path):
-    evaluate.main(
-        [
-            "isd",
-            "--model",
-            str(tiny),
-            "--template",
-            "chatml",
-            "--out",
-            str(tmp_path),
-            "--limit",
-            "1",
-            "--suites",
-            "honesty,capability",
-        ]
-    )
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert list(summary) == ["honesty", "capability"] and not summary["honesty"]["reportable"]
-    for name, metric in (("honesty", "difference"), ("capability", "perplexity")):
-        assert (
-            summary[name]["systems"]["prompting-only"]
-            == json.loads((tmp_path / name / "results.json").read_text())["systems"][
-                "prompting-only"
-            ][metric]
-        )
-    assert "NOT REPORTABLE" in (tmp_path / "summary.md").read_text()
+def test_all_suites_at_once(place, tiny, tmp_path, capsys):
+    """The wiring of the one command; what the suites measure is tested elsewhere."""
+    chosen = ("switch", "shift", "refusal", "honesty", "capability")
+    shutil.copytree(place / "final", tmp_path / "ablated")
+    record = json.dumps(RECORD | {"ablation": True})
+    (tmp_path / "ablated" / "ecliptica.json").write_text(record)
+    options = ["--adapter", tmp_path / "ablated", "--limit", "1", "--split", "train"]
+    options += [*bank(place), "--suites", ",".join(chosen)]
+    out = tmp_path / "a"
+    evaluate.main(command("isd", tiny, out, *options))
+    shown = capsys.readouterr().out
+    for number, name in enumerate(chosen, start=1):
+        assert f"[{number}/5] {name}" in shown
+
+    summary = json.loads((out / "summary.json").read_text())
+    page = (out / "summary.md").read_text()
+    assert tuple(summary) == chosen
+    assert "NOT REPORTABLE" in page and "ABLATION" in page
+    for name, row in summary.items():
+        results = json.loads((out / name / "results.json").read_text())
+        metric = next(iter(results["metrics"]))
+        assert row["metric"] == metric and row["ablation"], name
+        assert row["systems"][TRAINED] == results["systems"][TRAINED][metric], name
+        assert row["difference"][TRAINED] == results["difference"][TRAINED][metric], name
+        assert f"| {name} | {row['title']} |" in page
+        table = (out / name / "table.md").read_text()
+        assert table.startswith("NOT REPORTABLE") and "ABLATION" in table, name
+        # The split chooses the policies' wording too.
+        assert results["config"].get("wording") in (None, 1), name
+    chances = {name: row["chance"] for name, row in summary.items()}
+    assert [chances[name] for name in ("shift", "refusal", "honesty")] == [1, 0, 0]
+
+    # Again from the files, with no model.
+    files = {path: path.read_bytes() for path in out.glob("*/samples.jsonl")}
+    again = tmp_path / "b"
+    evaluate.main(command("isd", "nowhere", again, *options, "--rescore", out))
+    rescored = json.loads((again / "summary.json").read_text())
+    for name, row in summary.items():
+        assert rescored[name]["systems"] == row["systems"], name
+    assert len(files) == 5
+    assert {path: path.read_bytes() for path in files} == files
+    assert "ABLATION" in (again / "summary.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (["refusal", "--wording", "9"], "--wording 9"),
-        (["scale", "--sizes", "3"], "--sizes 3"),
-        (["scale", "--sizes", "x"], "whole numbers"),
-        (["isd", "--suites", "nothing"], "--suites 'nothing'"),
-        (["shift", "--pairs", "0"], "--pairs: expected >= 1, got 0"),
-        (["override", "--data", "absent.jsonl"], "absent.jsonl"),
-        (["isd-generate", "--wordings", "7"], "--wordings 7"),
-        (["length", "--top-p", "0"], "--top-p"),
-    ],
-)
-def test_bad_options_are_one_line(arguments, said, tmp_path, capsys):
-    suite, *options = arguments
-    code = cli.run(
-        evaluate.main,
-        [
-            suite,
-            "--model",
-            "absent",
-            "--template",
-            "chatml",
-            "--out",
-            str(tmp_path / "o"),
-            *options,
-        ],
-    )
-    error = capsys.readouterr().err
-    assert code == 2 and said in error and error.count("\n") == 1 and "Traceback" not in error
+def test_every_likelihood_suite_is_in_the_one_command():
+    generating = {"fidelity", "length"}
+    assert set(suites.names()) - generating == set(isd.ALL)
+
+
+def test_a_ledger_is_shared_by_two_command_lines(place, tiny, tmp_path):
+    options = [*bank(place), "--limit", "1", "--ledger", tmp_path / "ledger"]
+    run_command("switch", tiny, tmp_path / "one", *options, "--controls", "")
+    raw = (tmp_path / "ledger" / "samples.jsonl").read_bytes()
+    run_command("switch", tiny, tmp_path / "two", *options, "--controls", "")
+    assert (tmp_path / "ledger" / "samples.jsonl").read_bytes() == raw
+    assert not (tmp_path / "one" / "samples.jsonl").exists()
+    assert len(Ledger(tmp_path / "ledger").lines()) == raw.count(b"\n")

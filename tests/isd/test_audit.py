@@ -1,4 +1,5 @@
-"""The shipped dataset passes every audit, and each audit fails on a copy that is spoilt in its one respect."""
+"""The shipped dataset passes every audit, and each audit fails on a copy that is spoilt in its one
+respect."""
 
 from dataclasses import replace
 
@@ -22,8 +23,8 @@ def data():
 def shipped(data):
     """{audit: the group that makes it}, of the shipped dataset, which passes all."""
     made = {row: group for group in audit.GROUPS for row in group(data)}
-    assert [row for row in made if not row[3]] == []
-    return {row[0]: group for row, group in made.items()}
+    assert [row for row in made if not row.passed] == []
+    return {row.name: group for row, group in made.items()}
 
 
 def test_every_audit_of_the_shipped_dataset_passes_and_has_a_spoilt_copy(shipped):
@@ -243,22 +244,21 @@ SPOILT = [  # the audit, the spoilt copy, what is found
 
 @pytest.mark.parametrize("name, spoil, found", SPOILT, ids=[name for name, _, _ in SPOILT])
 def test_each_audit_fails_on_a_spoilt_copy(name, spoil, found, data, shipped):
-    row = next(row for row in shipped[name](spoil(data)) if row[0] == name)
-    assert not row[3] and found in row[2], row
+    row = next(row for row in shipped[name](spoil(data)) if row.name == name)
+    assert not row.passed and found in row.found, row
 
 
 def test_the_command_prints_the_table_then_one_line(tmp_path, capsys, monkeypatch):
-    rows = [("a", "1", "1", True), ("b", "< 2", "3", False)]
+    rows = [audit.Audited("a", "1", "1", True), audit.Audited("b", "< 2", "3", False)]
     monkeypatch.setattr(audit, "load", lambda *paths: paths)
     monkeypatch.setattr(audit, "audits", lambda data: iter(rows))
     assert cli.run(isd.main, ["audit"]) == 2
     out, error = capsys.readouterr()
-    assert (
-        out.splitlines()[2:] == ["| a | 1 | 1 | pass |", "| b | < 2 | 3 | FAIL |"]
-        and error == "error: 1 of 2 audits failed: b\n"
-    )
+    assert out.splitlines()[2:] == ["| a | 1 | 1 | pass |", "| b | < 2 | 3 | FAIL |"]
+    assert error == "error: 1 of 2 audits failed: b\n"
     rows.pop()
-    assert cli.run(isd.main, ["audit"]) == 0 and not capsys.readouterr().err
+    assert cli.run(isd.main, ["audit"]) == 0
+    assert not capsys.readouterr().err
 
 
 def test_4_gram_jaccard_is_that_of_sets():
@@ -271,7 +271,9 @@ def test_4_gram_jaccard_is_that_of_sets():
 
 
 def test_auc_and_content_words():
-    assert auc([2, 3], [1, 0]) == 1 and auc([1, 1], [1, 1]) == 0.5 and auc([0, 2], [1, 1]) == 0.5
+    assert auc([2, 3], [1, 0]) == 1
+    assert auc([1, 1], [1, 1]) == 0.5
+    assert auc([0, 2], [1, 1]) == 0.5
     assert content_words("Name the duties of each city's safety-first rules.") == {
         "name",
         "duty",

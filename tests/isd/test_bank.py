@@ -1,4 +1,5 @@
-"""The shipped dataset loads, keeps its promises, and is read with one clear line for each fault; the commands."""
+"""The shipped dataset loads, keeps its promises, and is read with one clear line for each fault; the
+commands."""
 
 import json
 import subprocess
@@ -38,7 +39,8 @@ def bank():
 
 
 def test_size_and_splits(bank):
-    assert len(bank) == 500 and set(Counter(entry.domain for entry in bank).values()) == {25}
+    assert len(bank) == 500
+    assert set(Counter(entry.domain for entry in bank).values()) == {25}
     assert Counter(entry.split for entry in bank) == {"train": 200, "dev": 60, "test": 240}
     entries, instructions = referenced(bank, load_instructions()), load_instructions()
     assert Counter(entry.split for entry in entries) == {"train": 80, "dev": 20, "test": 100}
@@ -66,9 +68,8 @@ def test_size_and_splits(bank):
 def test_no_response_quotes_its_instruction(bank):
     for name, paraphrases in load_instructions().items():
         for entry in referenced(bank):
-            assert "\n" not in entry.responses[name] and all(
-                text.lower() not in entry.responses[name].lower() for text in paraphrases
-            )
+            assert "\n" not in entry.responses[name]
+            assert all(text.lower() not in entry.responses[name].lower() for text in paraphrases)
 
 
 def test_a_bank_is_a_file_or_a_directory_and_responses_may_be_missing(tmp_path):
@@ -80,14 +81,11 @@ def test_a_bank_is_a_file_or_a_directory_and_responses_may_be_missing(tmp_path):
         [bare | {"id": "b"}, bare | {"id": "c", "responses": {}, "source": "news"}],
     )
     entries = load_bank(tmp_path / "bank", {"x": ["1"], "y": ["2"]})
-    assert [entry.id for entry in entries] == ["b", "c", "a"] and [
-        entry.id for entry in referenced(entries)
-    ] == ["a"]
-    assert (
-        entries[1].source == "news"
-        and entries[0].source == entries[0].licence == ""
-        and entries[0].responses == {}
-    )
+    assert [entry.id for entry in entries] == ["b", "c", "a"]
+    assert [entry.id for entry in referenced(entries)] == ["a"]
+    assert entries[1].source == "news"
+    assert entries[0].source == entries[0].licence == ""
+    assert entries[0].responses == {}
     assert load_bank(tmp_path / "bank" / "b.jsonl") == [entries[2]]
     with pytest.raises(InputError, match="a: no response to the instruction 'z'"):
         referenced(entries, ["x", "z"])
@@ -127,14 +125,13 @@ def test_an_empty_directory_is_named(tmp_path):
 
 def test_further_instructions_stand_on_axes(tmp_path):
     axes = load_axes(MORE_INSTRUCTIONS)
-    assert (
-        len(load_instructions(MORE_INSTRUCTIONS)) == len(axes) == 90
-        and len(set(axes.values())) == 10
-        and not set(axes) & set(load_instructions())
-    )
+    assert len(load_instructions(MORE_INSTRUCTIONS)) == len(axes) == 90
+    assert len(set(axes.values())) == 10
+    assert not set(axes) & set(load_instructions())
     assert set(load_axes(INSTRUCTIONS).values()) == {None}
     (tmp_path / "i.toml").write_text(
-        'top = ["1"]\n[alone]\nparaphrases = ["2"]\n[axis]\none = ["3"]\n[axis.two]\nparaphrases = ["4"]\n'
+        'top = ["1"]\n[alone]\nparaphrases = ["2"]\n'
+        '[axis]\none = ["3"]\n[axis.two]\nparaphrases = ["4"]\n'
     )
     assert load_instructions(tmp_path / "i.toml") == {
         "top": ("1",),
@@ -186,7 +183,8 @@ SETS = {
 def test_sets_are_typed_and_validated(name, tmp_path):
     load, path, good = getattr(sets, f"load_{name}"), tmp_path / "s.jsonl", SETS[name]
     (item,) = load(write_jsonl(path, [good]))
-    assert item.id == "a" and item.licence == ""
+    assert item.id == "a"
+    assert item.licence == ""
     assert all(entry.author and entry.licence == "CC-BY-4.0" for entry in load())
     for key in good:
         with pytest.raises(InputError, match=rf"s.jsonl:1: the field '{key}' is missing"):
@@ -215,14 +213,12 @@ def test_policies_and_underspecified_instructions(tmp_path):
 def test_show(capsys):
     assert cli.run(isd.main, ["show", "technology-05"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("technology-05: test, technology, news, question") and all(
-        f"\n{name}\n    " in shown for name in load_instructions()
-    )
-    assert (
-        cli.run(isd.main, ["show", "technology-11"]) == 0
-        and "no reference responses" in capsys.readouterr().out
-    )
-    assert cli.run(isd.main, ["show", "nobody"]) == 2 and "no such id" in capsys.readouterr().err
+    assert shown.startswith("technology-05: test, technology, news, question")
+    assert all(f"\n{name}\n    " in shown for name in load_instructions())
+    assert cli.run(isd.main, ["show", "technology-11"]) == 0
+    assert "no reference responses" in capsys.readouterr().out
+    assert cli.run(isd.main, ["show", "nobody"]) == 2
+    assert "no such id" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_gets_no_traceback():
@@ -235,4 +231,5 @@ def test_a_reader_that_goes_away_gets_no_traceback():
     )
     process.stdout.close()
     complaint, status = process.stderr.read(), process.wait()
-    assert complaint == "" and status == 141
+    assert complaint == ""
+    assert status == 141

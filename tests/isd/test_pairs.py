@@ -1,4 +1,5 @@
-"""The contrastive pairs are balanced, of the kinds they say, and the same for the same seed; hard negatives are the best permutation."""
+"""The contrastive pairs are balanced, of the kinds they say, and the same for the same seed; hard
+negatives are the best permutation."""
 
 import json
 from collections import Counter
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from ecliptica.isd import __main__ as isd
-from ecliptica.isd.bank import PARAPHRASE, Entry, load_bank, load_instructions, referenced
+from ecliptica.isd.bank import Entry, load_bank, load_instructions, own_wording, referenced
 from ecliptica.isd.hard import assignment, hardest, read_scores
 from ecliptica.isd.pairs import pairs
 from model import cli
@@ -29,7 +30,7 @@ def bank():
 
 
 def cells(entries, system="trained", seed=0):
-    """Scores as eval.py switch writes them, with a cell at a distractor prompt, which is not read."""
+    """Scores as eval.py switch writes them, with one at a distractor prompt, which is not read."""
     generator = np.random.default_rng(seed)
     own = [
         {
@@ -65,17 +66,17 @@ def test_every_response_is_chosen_as_often_as_rejected_and_nothing_leaks(bank, h
     each = 80 * 10 * 2
     assert kinds(made) == {"sibling": each, "prompt": each} | ({"hard": each} if hard else {})
     chosen, rejected = Counter(p["chosen"] for p in made), Counter(p["rejected"] for p in made)
-    assert len(chosen) == 800 and set(chosen.values()) == {6 if hard else 4} and chosen == rejected
+    assert len(chosen) == 800
+    assert set(chosen.values()) == {6 if hard else 4}
+    assert chosen == rejected
     of_id, owner = (
         {entry.id: entry for entry in entries},
         {text: (entry.id, name) for entry in bank for name, text in entry.responses.items()},
     )
     for p in made:
         prompt_id, name, kind = p["id"].split("/")
-        assert (
-            p["instruction"] == instructions[name][PARAPHRASE["train"]]
-            and p["prompt"] == of_id[prompt_id].prompt
-        )
+        assert p["instruction"] == own_wording("train", instructions[name])
+        assert p["prompt"] == of_id[prompt_id].prompt
         assert owner[p["chosen"]] == (prompt_id, name)
         other_id, other_name = owner[p["rejected"]]
         assert (
@@ -125,7 +126,8 @@ def test_hard_pairs_are_those_of_the_scores(tmp_path):
     records = cells(SMALL[:4]) + [c | {"system": "other"} for c in cells(SMALL[:4], seed=1)]
     path = write_jsonl(tmp_path / "s.jsonl", records)
     scores, system = read_scores(path, NAMES)
-    assert system == "other" and read_scores(path, NAMES, "trained")[1] == "trained"
+    assert system == "other"
+    assert read_scores(path, NAMES, "trained")[1] == "trained"
     assert scores["p1"][0, 2] == next(
         c["logp"]
         for c in records
@@ -176,10 +178,8 @@ def test_build_says_whether_there_are_hard_negatives(bank, tmp_path, capsys):
         write_jsonl(tmp_path / "s.jsonl", cells([e for e in referenced(bank) if e.split == "dev"])),
     )
     assert cli.run(isd.main, ["build", "--split", "dev", "--out", str(out)]) == 0
-    assert (
-        "without hard negatives" in capsys.readouterr().out
-        and len(out.read_text().splitlines()) == 400
-    )
+    assert "without hard negatives" in capsys.readouterr().out
+    assert len(out.read_text().splitlines()) == 400
     assert (
         cli.run(isd.main, ["build", "--split", "dev", "--out", str(out), "--scores", str(scores)])
         == 0
@@ -192,7 +192,7 @@ def test_build_says_whether_there_are_hard_negatives(bank, tmp_path, capsys):
     }
     for arguments, message in (
         (["--scores", str(scores), "--system", "nobody"], "no system 'nobody'; it has 'trained'"),
-        (["--rounds", "0"], "--rounds: expected at least 1"),
+        (["--rounds", "0"], "--rounds: expected > 0, got 0"),
         (["--split", "train", "--scores", str(scores)], "the scores have no cell of the prompt"),
     ):
         assert cli.run(isd.main, ["build", "--split", "dev", "--out", str(out), *arguments]) == 2
