@@ -36,7 +36,7 @@ def reference(gate: Tensor, up: Tensor) -> Tensor:
 # Kernels
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def swiglu_forward(
     G,  # [N, F], rows g_step apart
     U,  # [N, F], rows u_step apart
@@ -56,7 +56,7 @@ def swiglu_forward(
     tl.store(Y + row * F + f, (h * u).to(Y.dtype.element_ty), mask=f < F)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def swiglu_backward(
     DY,  # [N, F], rows dy_step apart
     G,  # [N, F], rows g_step apart

@@ -21,6 +21,7 @@ rows of a chunk, M = N or 2 N with a reference, W columns of a slice.
     products.py       the matrix products
     rows.py           the contract of the row operations; kept by torch_rows.py and triton_rows.py
     triton_sums.py    sums of rows in a fixed order
+    sliced.py         a forward over slices of V for groups of rows, with triton_sliced.py
     triton_stream.py  a forward of its own, with nothing of width V in memory
 """
 
@@ -40,10 +41,11 @@ from kernels.head.inputs import (
 )
 from kernels.head.operators import operator_bytes
 from kernels.head.reference import dense
+from kernels.head.rows import Wanted
 
 __all__ = ["BACKENDS", "LogpKL", "linear_logp_kl", "operator_bytes"]
 
-BACKENDS = ("auto", "dense", "torch", "triton", "triton-stream", "triton-chunk")
+BACKENDS = ("auto", "dense", "torch", "triton", "triton-stream", "triton-chunk", "triton-sliced")
 
 # "triton" without a gradient: up to so many rows one pass with nothing of width V in memory; above,
 # the vendor's products
@@ -71,6 +73,7 @@ def linear_logp_kl(
     ref_weight_VD: Tensor | None = None,
     backend: str = "auto",
     workspace_bytes: int = 256 << 20,
+    kl_gradient: bool = True,
 ) -> LogpKL:
     """Log-prob and exact KL per segment, with independent gradients in `hidden_TD` and `weight_VD`.
 
@@ -87,10 +90,11 @@ def linear_logp_kl(
     ref_hidden_TD: frozen reference hidden states, same T, any width; None: no KL.
     ref_weight_VD: the reference's head; None: weight_VD, detached.
     backend: "dense" (oracle) | "torch" (bounded memory, any device) | "triton" (CUDA; picks a
-    strategy by
-        size) | "triton-stream" (nothing of width V in memory) | "triton-chunk" (products by the
-        vendor's library) | "auto" (triton on CUDA, else torch).
+        strategy by size) | "triton-stream" (nothing of width V in memory) | "triton-chunk"
+        (chunks of rows, products by the vendor's library) | "triton-sliced" (groups of rows and
+        slices of V, likewise) | "auto" (triton on CUDA, else torch).
     workspace_bytes: bound of the temporary memory, beside outputs of size O(R D).
+    kl_gradient: False: kl_S is only reported; it comes detached, and a product is saved.
 
     Raises ValueError naming the argument, what was expected and what came.
     """
@@ -115,14 +119,19 @@ def linear_logp_kl(
     if backend == "dense":
         check_indices(inputs)
         tokens_S = operators.tokens_in(segments_R, num_segments)
-        return LogpKL(*dense(inputs), tokens_S)
+        logp_S, kl_S, ref_logp_S = dense(inputs)
+        if kl_S is not None and not kl_gradient:
+            kl_S = kl_S.detach()
+        return LogpKL(logp_S, kl_S, ref_logp_S, tokens_S)
 
-    # Which of the forwards, and whether it makes the Jacobians.
+    # Which of the forwards, and the Jacobians that it makes.
     train_head = torch.is_grad_enabled() and weight_VD.requires_grad
     needs_grad = train_head or (torch.is_grad_enabled() and hidden_TD.requires_grad)
     if backend == "triton":
-        backend = strategy(inputs.R, train_head, needs_grad)
-    jacobian = needs_grad and not train_head and backend != "triton-stream"
+        backend = strategy(inputs.R, needs_grad)
+    wanted = Wanted.NONE
+    if needs_grad and not train_head and backend != "triton-stream":
+        wanted = Wanted.BOTH if kl_gradient else Wanted.LOGP
 
     logp_S, kl_S, ref_logp_S, tokens_S, *_ = operators.forward(
         hidden_TD,
@@ -135,10 +144,12 @@ def linear_logp_kl(
         inputs.ref_weight_VD,
         backend,
         workspace_bytes,
-        jacobian,
+        int(wanted),
     )
     if ref_hidden_TD is None:
         return LogpKL(logp_S, None, None, tokens_S)
+    if not kl_gradient:
+        kl_S = kl_S.detach()
     return LogpKL(logp_S, kl_S, ref_logp_S, tokens_S)
 
 
@@ -161,10 +172,6 @@ def _with_frozen_reference(inputs: HeadInputs) -> HeadInputs:
     )
 
 
-def strategy(R: int, train_head: bool, needs_grad: bool) -> str:
-    """The backend that "triton" stands for.
-
-    With a gradient and a frozen head, Jacobians in the forward save a product over recomputing it.
-    """
-    stream = train_head or (not needs_grad and R <= STREAM_ROWS)
-    return "triton-stream" if stream else "triton-chunk"
+def strategy(R: int, needs_grad: bool) -> str:
+    """The backend that "triton" stands for."""
+    return "triton-chunk" if needs_grad or R > STREAM_ROWS else "triton-stream"

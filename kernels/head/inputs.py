@@ -43,6 +43,15 @@ class HeadInputs:
         """The reference's head, which may be the policy's."""
         return self.weight_VD if self.ref_weight_VD is None else self.ref_weight_VD
 
+    def rows_at(self, at: slice) -> "HeadInputs":
+        """The same models, some of the rows."""
+        return replace(
+            self,
+            rows_R=self.rows_R[at],
+            targets_R=self.targets_R[at],
+            segments_R=self.segments_R[at],
+        )
+
     def contiguous(self) -> "HeadInputs":
         """Kernels count on neighbours; what is contiguous already is not copied."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -21,12 +21,13 @@ from kernels.head.rows import (
     Jacobians,
     RowOperations,
     Upstream,
+    Wanted,
 )
 
 # Triton has no wheel for every platform; there the torch backend does the work.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON:
-    from kernels.head import triton_rows, triton_stream
+    from kernels.head import sliced, triton_rows, triton_stream
 
 
 def row_operations(backend: str) -> RowOperations:
@@ -40,8 +41,7 @@ def tokens_in(segments_R: Tensor, num_segments: int) -> Tensor:
 
 
 def operator_bytes(name: str, arguments: tuple, cuda: bool) -> int:
-    """Bytes that a call of one of the two operators holds inside itself, beside its results; 0 for
-    any other.
+    """Bytes that one of the two operators holds inside itself, beside its results; else 0.
 
     For planning on shapes. name: as the dispatcher prints it. cuda: where it is to run.
     """
@@ -70,7 +70,7 @@ def _forward_shapes(
     ref_weight_VD: Tensor | None,
     backend: str,
     workspace_bytes: int,
-    jacobian: bool,
+    wanted: int,
 ) -> tuple[Tensor, ...]:
     def floats(*shape: int) -> Tensor:
         return hidden_TD.new_empty(shape, dtype=torch.float32)
@@ -78,8 +78,8 @@ def _forward_shapes(
     R = rows_R.shape[0]
     D = hidden_TD.shape[1]
     S = num_segments
-    logp_rows = R if jacobian else 0
-    kl_rows = logp_rows if ref_hidden_TD is not None else 0
+    logp_rows = R if wanted >= Wanted.LOGP else 0
+    kl_rows = R if wanted == Wanted.BOTH and ref_hidden_TD is not None else 0
     return (
         floats(S),
         floats(S),
@@ -102,11 +102,11 @@ def run_forward(
     ref_weight_VD: Tensor | None,
     backend: str,
     workspace_bytes: int,
-    jacobian: bool,
+    wanted: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """logp_S, kl_S, ref_logp_S, tokens_S, then what the backward reads.
 
-    That is table_5R and both Jacobians (rows.py). `jacobian`: to make those.
+    That is table_5R and the Jacobians (rows.py), `wanted` of them.
     """
     inputs = HeadInputs(
         hidden_TD,
@@ -122,10 +122,12 @@ def run_forward(
     inputs = inputs.contiguous()
     rows = row_operations(backend)
     if backend == "triton-stream":
-        _, jacobians = chunked.empty_results(inputs, jacobian=False)
+        _, jacobians = chunked.empty_results(inputs, Wanted.NONE)
         table_5R = triton_stream.statistics(inputs)
+    elif backend == "triton-sliced":
+        table_5R, jacobians = sliced.forward(inputs, Wanted(wanted), workspace_bytes)
     else:
-        table_5R, jacobians = chunked.forward(rows, inputs, jacobian, workspace_bytes)
+        table_5R, jacobians = chunked.forward(rows, inputs, Wanted(wanted), workspace_bytes)
 
     # Equal models: mean_gap is 0 and both lse are the same bits, so that this KL is exactly 0.
     logp_R = table_5R[TARGET_LOGIT] - table_5R[LSE]
@@ -168,7 +170,7 @@ def run_backward(
     jacobian_kl_RD: Tensor,
     backend: str,
     workspace_bytes: int,
-    jacobian: bool,
+    wanted: int,
     train_head: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden_TD and weight_VD; the second is [0, D] for a frozen head."""
@@ -184,7 +186,7 @@ def run_backward(
         ref_weight_VD,
     ).contiguous()
     rows = row_operations(backend)
-    if jacobian:
+    if wanted != Wanted.NONE:
         jacobians = Jacobians(jacobian_logp_RD, jacobian_kl_RD)
         grad_TD = rows.weighted_sum(
             jacobians,

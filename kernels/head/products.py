@@ -9,6 +9,12 @@ from kernels.common import on_gpu
 
 WIDENED = 4096  # vocabulary rows widened to float32 at a time
 
+# Of a long product: parts at most, tiles that fill the 132 or more processors of a GPU twice, and
+# what the width of a part is a multiple of, so that each begins at 16 bytes
+MOST_PARTS = 4
+FULL = 256
+PART_MULTIPLE = 64
+
 
 @functools.cache
 def residual_is_exact(dtype: torch.dtype) -> bool:
@@ -35,7 +41,7 @@ def logits(hidden_ND: Tensor, weight_VD: Tensor, out_NV: Tensor, half_NV: Tensor
     lost, both by the bfloat16 units.
     """
     half = weight_VD.dtype != torch.float32 and hidden_ND.dtype == weight_VD.dtype
-    if half and on_gpu(hidden_ND) and hasattr(torch.ops.aten.mm, "dtype_out"):
+    if half and on_gpu(hidden_ND):
         torch.ops.aten.mm.dtype_out(hidden_ND, weight_VD.T, torch.float32, out=out_NV)
         return
 
@@ -57,31 +63,67 @@ def logits(hidden_ND: Tensor, weight_VD: Tensor, out_NV: Tensor, half_NV: Tensor
 
 def both_logits(
     hidden_ND: Tensor,
-    weight_VD: Tensor,
     ref_hidden_ND: Tensor | None,
-    ref_weight_VD: Tensor | None,
+    heads: tuple[Tensor, Tensor | None],
     out_MV: Tensor,
     half_MV: Tensor | None,
 ) -> None:
-    """Policy logits above reference logits; ref_weight_VD None: a shared head.
+    """Policy logits above reference logits. heads: the policy's, the reference's; None: the same.
 
-    On CUDA a shared head is read once, by one product of both. On a CPU two products of one shape:
-    there a row's bits depend on its place in the product, and equal models must give a KL of
-    exactly 0.
+    Always two products of one shape: in one product of both, a row's bits may depend on its place,
+    and equal models must give a KL of exactly 0.
     """
     n = len(hidden_ND)
-    if ref_hidden_ND is None:
-        logits(hidden_ND, weight_VD, out_MV, half_MV)
-        return
-    if ref_weight_VD is None and on_gpu(hidden_ND) and ref_hidden_ND.dtype == hidden_ND.dtype:
-        logits(torch.cat((hidden_ND, ref_hidden_ND)), weight_VD, out_MV, half_MV)
-        return
-
+    weight_VD, ref_weight_VD = heads
     policy_half_NV = None
     reference_half_NV = None
     if half_MV is not None:
         policy_half_NV = half_MV[:n]
         reference_half_NV = half_MV[n:]
-    ref_head_VD = weight_VD if ref_weight_VD is None else ref_weight_VD
     logits(hidden_ND, weight_VD, out_MV[:n], policy_half_NV)
-    logits(ref_hidden_ND, ref_head_VD, out_MV[n:], reference_half_NV)
+    if ref_hidden_ND is not None:
+        ref_head_VD = weight_VD if ref_weight_VD is None else ref_weight_VD
+        logits(ref_hidden_ND, ref_head_VD, out_MV[n:], reference_half_NV)
+
+
+def add_product(out_MD: Tensor, x_MW: Tensor, y_WD: Tensor) -> None:
+    """out += x y, out in float32: nothing is rounded on the way where the library adds."""
+    if x_MW.dtype == torch.float32:
+        out_MD.addmm_(x_MW, y_WD)
+    elif on_gpu(x_MW):
+        torch.ops.aten.addmm.dtype_out(out_MD, x_MW, y_WD, torch.float32, out=out_MD)
+    else:
+        out_MD += (x_MW @ y_WD).float()
+
+
+def parts_of(rows: int, columns: int) -> int:
+    """In how many parts a long product is taken: enough that tiles of 128 x 256 fill a GPU."""
+    tiles = -(-rows // 128) * -(-columns // 256)
+    return max(1, min(MOST_PARTS, FULL // tiles))
+
+
+def wide_product(x_MV: Tensor, y_VD: Tensor) -> Tensor:
+    """x y in float32, for a sum as long as the vocabulary and a result of few tiles.
+
+    On a GPU the sum is taken in parts, which are added in order.
+    """
+    if x_MV.dtype == torch.float32 or not on_gpu(x_MV):
+        return (x_MV @ y_VD).float()
+    M, V = x_MV.shape
+    D = y_VD.shape[1]
+    parts = parts_of(M, D)
+    width = V // (parts * PART_MULTIPLE) * PART_MULTIPLE
+    if parts == 1 or width == 0:
+        out_MD = torch.empty(M, D, dtype=torch.float32, device=x_MV.device)
+        torch.ops.aten.mm.dtype_out(x_MV, y_VD, torch.float32, out=out_MD)
+        return out_MD
+
+    # Parts of one width in one call, then the columns that are left.
+    end = parts * width
+    sums_PMD = torch.empty(parts, M, D, dtype=torch.float32, device=x_MV.device)
+    x_PMW = x_MV[:, :end].unflatten(1, (parts, width)).transpose(0, 1)
+    y_PWD = y_VD[:end].unflatten(0, (parts, width))
+    torch.ops.aten.bmm.dtype_out(x_PMW, y_PWD, torch.float32, out=sums_PMD)
+    if end < V:
+        add_product(sums_PMD[-1], x_MV[:, end:], y_VD[end:])
+    return sums_PMD.sum(0)

@@ -15,7 +15,9 @@ from kernels.head.rows import (
     Chunk,
     Jacobians,
     RowOperations,
+    Slice,
     Upstream,
+    Wanted,
 )
 
 # 75 MB of logits at V = 49152 in the three buffers of a chunk; twice as many gain a tenth at most
@@ -58,7 +60,7 @@ def softmax_in(x_NV: Tensor, out_NV: Tensor) -> Tensor:
     return top_N - out_NV.amax(1).log()
 
 
-def statistics(chunk: Chunk, table_5N: Tensor, jacobian: bool, dtype: torch.dtype) -> Tensor | None:
+def statistics(chunk: Chunk, table_5N: Tensor, wanted: Wanted, dtype: torch.dtype) -> Tensor | None:
     """As rows.py says."""
     z_NV = chunk.policy_NV
     r_NV = chunk.reference_NV
@@ -75,25 +77,23 @@ def statistics(chunk: Chunk, table_5N: Tensor, jacobian: bool, dtype: torch.dtyp
     table_5N[LSE] = softmax_in(z_NV, z_NV)
     if r_NV is not None:
         table_5N[MEAN_GAP] = r_NV.mul_(z_NV).sum(1)
-    if not jacobian:
+    if wanted == Wanted.NONE:
         return None
 
-    if r_NV is not None:
+    if wanted == Wanted.BOTH and r_NV is not None:
         r_NV.addcmul_(z_NV, table_5N[MEAN_GAP][:, None], value=-1)
+        used_MV = chunk.logits_MV
+    else:
+        used_MV = z_NV
     if chunk.half_MV is None:
-        return chunk.logits_MV
-    return chunk.half_MV.copy_(chunk.logits_MV)
+        return used_MV
+    return chunk.half_MV[: len(used_MV)].copy_(used_MV)
 
 
-def dlogits(
-    policy_RW: Tensor,
-    reference_RW: Tensor | None,
-    table_5R: Tensor,
-    upstream: Upstream,
-    columns_R: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
+def dlogits(part: Slice, table_5R: Tensor, upstream: Upstream, dtype: torch.dtype) -> Tensor:
     """As rows.py says."""
+    policy_RW = part.policy_RW
+    reference_RW = part.reference_RW
     lse_R1 = table_5R[LSE][:, None]
     mean_gap_R1 = table_5R[MEAN_GAP][:, None]
     grad_logp_R1 = upstream.logp_R[:, None]
@@ -108,14 +108,17 @@ def dlogits(
     # One target a row, so no two additions meet: no order to keep.
     each_R = torch.arange(len(dz_RW), device=dz_RW.device)
     last = dz_RW.shape[1] - 1
-    inside_R = (columns_R >= 0) & (columns_R <= last)
-    dz_RW[each_R, columns_R.clamp(0, last)] += torch.where(inside_R, upstream.logp_R, 0)
-    return dz_RW.to(dtype)
+    inside_R = (part.columns_R >= 0) & (part.columns_R <= last)
+    dz_RW[each_R, part.columns_R.clamp(0, last)] += torch.where(inside_R, upstream.logp_R, 0)
+    if part.half_MW is None:
+        return dz_RW
+    return part.half_MW[: len(dz_RW)].copy_(dz_RW)
 
 
 ROWS = RowOperations(
     in_place=False,
     most_rows=MOST_ROWS,
+    row_multiple=1,
     statistics=statistics,
     dlogits=dlogits,
     weighted_sum=weighted_sum,

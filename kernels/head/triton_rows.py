@@ -10,104 +10,125 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.common import launch
-from kernels.head.rows import Chunk, RowOperations, Upstream
+from kernels.head.rows import Chunk, RowOperations, Slice, Upstream, Wanted
 from kernels.head.triton_sums import sum_by_index, weighted_sum
 
 MOST_ROWS = 1 << 20  # of a chunk: as many as the workspace holds
-BLOCK = 4096  # columns of a row at a time
+ROW_MULTIPLE = 64  # floats: rows begin at multiples of 256 bytes, so that 16 are read at a time
+STATISTICS_BLOCK = 2048  # columns of a row at a time
 STATISTICS_WARPS = 16
+DLOGITS_BLOCK = 4096
 DLOGITS_WARPS = 8
 NEG_INF = tl.constexpr(float("-inf"))
+LOWEST = tl.constexpr(-3.0e38)  # below any logit, and not infinite: LOWEST - LOWEST is 0
 
 
-# Kernels
+# Kernels. Sizes that change from call to call must not make Triton compile again.
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "table_step", "V"])
 def logp_kl_statistics(
-    LOGITS,  # float32 [N, V], or [2 N, V] with HAS_REF: the policy's rows, then the reference's
+    LOGITS,  # float32 [N, P], or [2 N, P] with HAS_REF: the policy's rows, then the reference's
     TARGET,  # int64 [N]
     TABLE,  # float32 [5, N]: lse, ref_lse, mean_gap, target_logit, ref_target_logit
-    OUT,  # the memory of LOGITS in the head's dtype: [.., V HALVES]
+    OUT,  # the memory of LOGITS in the head's dtype: [.., P HALVES]
     N,
     table_step,  # distance of two rows of TABLE
-    V,
+    V,  # columns of a row that are logits
+    P,  # columns of a row: a multiple of ROW_MULTIPLE
     HAS_REF: tl.constexpr,
-    JACOBIAN: tl.constexpr,
+    LOGP: tl.constexpr,
+    KL: tl.constexpr,
     HALVES: tl.constexpr,  # elements of OUT in a float32
     BLOCK: tl.constexpr,
 ):
     """What log-prob and KL need of one row: KL = mean_gap - lse + ref_lse.
 
-    With JACOBIAN, p and p (s - s_bar) take the place of the logits. Column c of OUT lies at or
+    With LOGP p, and with KL p (s - s_bar), take the place of the logits. Column c of OUT lies at or
     before its own float32, so a block is written only when it has been read.
     """
     i = tl.program_id(0).to(tl.int64)
-    policy = LOGITS + i * V
-    reference = LOGITS + (N + i) * V
+    policy = LOGITS + i * P
+    reference = LOGITS + (N + i) * P
+    lane = tl.arange(0, BLOCK)
 
-    # Over the vocabulary: m = max z, l = sum e^(z - m), a = sum e^(z - m) s; m_r, l_r of the
-    # reference.
-    l = tl.full((), 0.0, tl.float32)
-    a = l
-    l_r = l
-    m = l + NEG_INF
+    # Each lane over its own columns, so that nothing waits within the loop: m = max z,
+    # l = sum e^(z - m), a = sum e^(z - m) s; m_r and l_r of the reference. Columns from V to P hold
+    # anything: they are read, since a mask at V would undo the wide reads, and replaced.
+    m = tl.full((BLOCK,), LOWEST, tl.float32)
+    l = tl.zeros((BLOCK,), tl.float32)
+    a = tl.zeros((BLOCK,), tl.float32)
     m_r = m
+    l_r = l
     for start in range(0, V, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        z = tl.load(policy + col, mask=col < V, other=NEG_INF)
-        new = tl.maximum(m, tl.max(z, 0))
+        col = start + lane
+        inside = col < V
+        z = tl.load(policy + col, mask=col < P, other=0.0)
+        if HAS_REF:
+            r = tl.load(reference + col, mask=col < P, other=0.0)
+            gap = tl.where(inside, z - r, 0.0)
+            r = tl.where(inside, r, NEG_INF)
+        z = tl.where(inside, z, NEG_INF)
+        new = tl.maximum(m, z)
         e = tl.exp(z - new)
         old = tl.exp(m - new)
-        l = l * old + tl.sum(e, 0)
+        l = l * old + e
         m = new
         if HAS_REF:
-            r = tl.load(reference + col, mask=col < V, other=NEG_INF)
-            # where: outside, s is inf - inf
-            a = a * old + tl.sum(e * tl.where(col < V, z - r, 0.0), 0)
-            new_r = tl.maximum(m_r, tl.max(r, 0))
-            l_r = l_r * tl.exp(m_r - new_r) + tl.sum(tl.exp(r - new_r), 0)
+            a = a * old + e * gap
+            new_r = tl.maximum(m_r, r)
+            l_r = l_r * tl.exp(m_r - new_r) + tl.exp(r - new_r)
             m_r = new_r
 
-    lse = m + tl.log(l)
-    mean_gap = a / l
+    # The lanes together.
+    top = tl.max(m, 0)
+    scale = tl.exp(m - top)
+    total = tl.sum(l * scale, 0)
+    lse = top + tl.log(total)
+    mean_gap = 0.0
     target = tl.load(TARGET + i)
     tl.store(TABLE + i, lse)
     tl.store(TABLE + 3 * table_step + i, tl.load(policy + target))
     if HAS_REF:
-        tl.store(TABLE + table_step + i, m_r + tl.log(l_r))
+        top_r = tl.max(m_r, 0)
+        total_r = tl.sum(l_r * tl.exp(m_r - top_r), 0)
+        mean_gap = tl.sum(a * scale, 0) / total
+        tl.store(TABLE + table_step + i, top_r + tl.log(total_r))
         tl.store(TABLE + 2 * table_step + i, mean_gap)
         tl.store(TABLE + 4 * table_step + i, tl.load(reference + target))
 
-    if JACOBIAN:
+    if LOGP:
         # The targets' logits are read before they are overwritten.
         tl.debug_barrier()
         for start in range(0, V, BLOCK):
-            col = start + tl.arange(0, BLOCK)
-            z = tl.load(policy + col, mask=col < V, other=NEG_INF)
-            p = tl.exp(z - lse)
-            if HAS_REF:
-                s = z - tl.load(reference + col, mask=col < V, other=0.0)
+            col = start + lane
+            z = tl.load(policy + col, mask=col < P, other=0.0)
+            if KL:
+                r = tl.load(reference + col, mask=col < P, other=0.0)
+                s = tl.where(col < V, z - r, 0.0)
+            p = tl.exp(tl.where(col < V, z, NEG_INF) - lse)
+            # Every load of a block comes before any store of it.
             tl.debug_barrier()
-            p_out = OUT + i * V * HALVES + col
-            tl.store(p_out, p.to(OUT.dtype.element_ty), mask=col < V)
-            if HAS_REF:
-                kl_out = OUT + (N + i) * V * HALVES + col
+            p_out = OUT + i * P * HALVES + col
+            tl.store(p_out, p.to(OUT.dtype.element_ty), mask=col < P)
+            if KL:
+                kl_out = OUT + (N + i) * P * HALVES + col
                 dkl = p * (s - mean_gap)
-                tl.store(kl_out, dkl.to(OUT.dtype.element_ty), mask=col < V)
+                tl.store(kl_out, dkl.to(OUT.dtype.element_ty), mask=col < P)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_step", "W"])
 def logp_kl_dlogits(
-    POLICY,  # float32 [R, W]: logits over a slice of the vocabulary
-    REFERENCE,  # float32 [R, W]; not read without HAS_REF
+    POLICY,  # float32 [R, P]: logits over a slice of the vocabulary
+    REFERENCE,  # float32 [R, P]; not read without HAS_REF
     TABLE,  # float32 [5, R]: lse, ref_lse, mean_gap, target_logit, ref_target_logit
     GRAD_LOGP,  # float32 [R]: upstream
     GRAD_KL,  # float32 [R]: upstream
     COLUMN,  # int64 [R]: the target's number in the slice; outside [0, W): not in it
-    OUT,  # the memory of POLICY in the head's dtype: [R, W HALVES]
+    OUT,  # the memory of POLICY in the head's dtype: [R, P HALVES]
     table_step,  # distance of two rows of TABLE
-    W,
+    W,  # columns of a row that are logits
+    P,  # columns of a row: a multiple of ROW_MULTIPLE
     HAS_REF: tl.constexpr,
     HALVES: tl.constexpr,  # elements of OUT in a float32
     BLOCK: tl.constexpr,
@@ -121,78 +142,83 @@ def logp_kl_dlogits(
     target = tl.load(COLUMN + i)
     for start in range(0, W, BLOCK):
         col = start + tl.arange(0, BLOCK)
-        z = tl.load(POLICY + i * W + col, mask=col < W, other=NEG_INF)
+        z = tl.load(POLICY + i * P + col, mask=col < P, other=0.0)
         dz = -g
         if HAS_REF:
-            r = tl.load(REFERENCE + i * W + col, mask=col < W, other=0.0)
-            dz += k * (tl.where(col < W, z, 0.0) - r - mean_gap)
-        dz = dz * tl.exp(z - lse) + tl.where(col == target, g, 0.0)
+            r = tl.load(REFERENCE + i * P + col, mask=col < P, other=0.0)
+            dz += k * (tl.where(col < W, z - r, 0.0) - mean_gap)
+        p = tl.exp(tl.where(col < W, z, NEG_INF) - lse)
+        dz = dz * p + tl.where(col == target, g, 0.0)
+        # Every load of a block comes before any store of it.
         tl.debug_barrier()
-        tl.store(OUT + i * W * HALVES + col, dz.to(OUT.dtype.element_ty), mask=col < W)
+        tl.store(OUT + i * P * HALVES + col, dz.to(OUT.dtype.element_ty), mask=col < P)
 
 
 # Launchers
 
 
-def statistics(chunk: Chunk, table_5N: Tensor, jacobian: bool, dtype: torch.dtype) -> Tensor | None:
-    """As rows.py says; the result is a view of the chunk's logits."""
-    logits_MV = chunk.logits_MV
+def statistics(chunk: Chunk, table_5N: Tensor, wanted: Wanted, dtype: torch.dtype) -> Tensor | None:
+    """As rows.py says; the result is a view of the chunk's buffer."""
     N = len(chunk.targets_N)
-    V = logits_MV.shape[1]
-    out = logits_MV.view(dtype)
+    M, P = chunk.buffer_MP.shape
+    has_ref = M > N
+    both = has_ref and wanted == Wanted.BOTH
+    out = chunk.buffer_MP.view(dtype)
     launch(
         logp_kl_statistics,
         grid=(N,),
-        LOGITS=logits_MV,
+        LOGITS=chunk.buffer_MP,
         TARGET=chunk.targets_N,
         TABLE=table_5N,
         OUT=out,
         N=N,
         table_step=table_5N.stride(0),
-        V=V,
-        HAS_REF=len(logits_MV) > N,
-        JACOBIAN=jacobian,
+        V=chunk.V,
+        P=P,
+        HAS_REF=has_ref,
+        LOGP=wanted != Wanted.NONE,
+        KL=both,
         HALVES=4 // dtype.itemsize,
-        BLOCK=BLOCK,
+        BLOCK=STATISTICS_BLOCK,
         num_warps=STATISTICS_WARPS,
     )
-    return out[:, :V] if jacobian else None
+    if wanted == Wanted.NONE:
+        return None
+    return out[: M if both else N, : chunk.V]
 
 
-def dlogits(
-    policy_RW: Tensor,
-    reference_RW: Tensor | None,
-    table_5R: Tensor,
-    upstream: Upstream,
-    columns_R: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """As rows.py says; the result is a view of policy_RW."""
-    R, W = policy_RW.shape
-    out = policy_RW.view(dtype)
+def dlogits(part: Slice, table_5R: Tensor, upstream: Upstream, dtype: torch.dtype) -> Tensor:
+    """As rows.py says; the result is a view of the slice's buffer."""
+    R = len(part.columns_R)
+    M, P = part.buffer_MP.shape
+    policy_RP = part.buffer_MP[:R]
+    has_ref = M > R
+    out = policy_RP.view(dtype)
     launch(
         logp_kl_dlogits,
         grid=(R,),
-        POLICY=policy_RW,
-        REFERENCE=policy_RW if reference_RW is None else reference_RW,
+        POLICY=policy_RP,
+        REFERENCE=part.buffer_MP[R:] if has_ref else policy_RP,
         TABLE=table_5R,
         GRAD_LOGP=upstream.logp_R,
         GRAD_KL=upstream.kl_R,
-        COLUMN=columns_R,
+        COLUMN=part.columns_R,
         OUT=out,
         table_step=table_5R.stride(0),
-        W=W,
-        HAS_REF=reference_RW is not None,
+        W=part.W,
+        P=P,
+        HAS_REF=has_ref,
         HALVES=4 // dtype.itemsize,
-        BLOCK=BLOCK,
+        BLOCK=DLOGITS_BLOCK,
         num_warps=DLOGITS_WARPS,
     )
-    return out[:, :W]
+    return out[:, : part.W]
 
 
 ROWS = RowOperations(
     in_place=True,
     most_rows=MOST_ROWS,
+    row_multiple=ROW_MULTIPLE,
     statistics=statistics,
     dlogits=dlogits,
     weighted_sum=weighted_sum,

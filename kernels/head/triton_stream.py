@@ -13,7 +13,8 @@ from torch import Tensor
 from kernels.common import INTERPRET, launch
 from kernels.head.inputs import HeadInputs
 
-SPANS = 32  # parts of the vocabulary that different programs own
+SPANS = 32  # parts of the vocabulary that different programs own, at least
+PROGRAMS = 264  # at least, where there are tiles enough: two for each processor of an H100
 MERGED_ROWS = 128  # of a program that joins spans
 NEG_INF = tl.constexpr(float("-inf"))
 
@@ -34,7 +35,7 @@ def tile_sizes(dtype: torch.dtype, has_ref: bool, shared: bool) -> dict[str, int
     return sizes | {"num_warps": 8, "num_stages": 3}
 
 
-# Kernels
+# Kernels. Sizes that change from call to call must not make Triton compile again.
 
 
 @triton.jit
@@ -101,7 +102,7 @@ def tile_logits_of_two(
     return z, r
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "V", "row_blocks", "span", "part_step"])
 def stream_logp_kl(
     H,  # [R, D]: the policy's hidden states
     W,  # [V, D]: its head
@@ -182,7 +183,7 @@ def stream_logp_kl(
         tl.store(out + 6 * part_step, ref_target_logit, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "spans", "part_step"])
 def merge_logp_kl(
     PART,  # float32 [7, spans, R]: as stream_logp_kl leaves it
     TABLE,  # float32 [5, R]: lse, ref_lse, mean_gap, target_logit, ref_target_logit
@@ -255,7 +256,8 @@ def statistics(inputs: HeadInputs) -> Tensor:
     ref_RD = inputs.ref_hidden_TD.index_select(0, inputs.rows_R) if has_ref else hidden_RD
     tiles = tile_sizes(dtype, has_ref, shared)
     row_blocks = triton.cdiv(R, tiles["BR"])
-    span = triton.cdiv(triton.cdiv(V, tiles["BV"]), SPANS) * tiles["BV"]
+    parts = max(SPANS, triton.cdiv(PROGRAMS, row_blocks))
+    span = triton.cdiv(triton.cdiv(V, tiles["BV"]), parts) * tiles["BV"]
     spans = triton.cdiv(V, span)
     part = torch.empty(7, spans, R, device=hidden_RD.device)
     launch(

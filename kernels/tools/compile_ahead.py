@@ -6,11 +6,13 @@ here.
 The launchers run on shapes alone, and what they would launch is compiled, in every type and
 variant.
 Columns: registers of a thread, bytes that spill (0, or the row fails), shared memory against what
-one block may have, and the matrix instruction found in the PTX. Exit code 1 if a kernel spills,
-does not fit, or has a product without wgmma on sm_90.
+one block may have, the matrix instruction found in the PTX, and the order of the loop of a kernel
+that works in place: loads, a barrier, stores. Exit code 1 if a kernel spills, does not fit, has a
+product without wgmma on sm_90, or stores before it has loaded.
 """
 
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -37,6 +39,14 @@ POINTER = {
 }
 # Rows: a number that is no multiple of 16. Llama-3-8B's head.
 ROWS, WIDTH, VOCABULARY = 1001, 4096, 128256
+WORKSPACE = 64 << 20
+
+# Kernels whose results take the place of what they read, and the only order in which that is free
+# of races: every load (L) of a block, a barrier (|), every store (S). Reductions have barriers too.
+IN_PLACE = ("logp_kl_statistics", "logp_kl_dlogits", "slice_logp_kl")
+IN_ORDER = re.compile(r"L[L|]*\|S+")
+LETTERS = {"LDG": "L", "LD": "L", "BAR": "|", "STG": "S", "ST": "S"}
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/ +(?:@!?U?P\w+ +)?([A-Z][A-Z0-9]*)[.\w]*([^;]*);")
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Usage:
     spilled: int
     shared: int
     product: str  # wgmma, tcgen05, mma, or - for none
+    order: str = "-"  # of the instructions in a loop that works in place
 
     @property
     def problem(self) -> str:
@@ -73,6 +84,8 @@ class Usage:
             return f"shared memory above {SHARED_LIMIT[self.arch]}"
         if self.arch == 90 and self.product == "mma":
             return "mma where wgmma was expected"
+        if self.order != "-" and not IN_ORDER.fullmatch(self.order):
+            return "stores before the loads and a barrier"
         return ""
 
 
@@ -107,6 +120,7 @@ def variant_name(launch: Launch, dtype: torch.dtype) -> str:
 def head_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
     """The fused head: log-prob alone, a shared head, two heads; a frozen head, a trained one."""
     from kernels.head import operators
+    from kernels.head.rows import Wanted
 
     def matrix(rows: int) -> Tensor:
         return torch.empty(rows, WIDTH, dtype=dtype, device="meta")
@@ -117,19 +131,23 @@ def head_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
     policy = (hidden_TD, weight_VD, index_R, index_R, index_R, ROWS)
     references = [(None, None), (matrix(ROWS), None), (matrix(ROWS), matrix(VOCABULARY))]
     for reference in references:
-        for backend, jacobian in (("triton-stream", False), ("triton-chunk", True)):
-            yield lambda options=(*reference, backend, 64 << 20, jacobian): operators.run_forward(
-                *policy, *options
-            )
+        streamed = (*reference, "triton-stream", WORKSPACE, Wanted.NONE)
+        yield lambda options=streamed: operators.run_forward(*policy, *options)
+    for reference in references[:2]:
+        for backend, wanted in itertools.product(("triton-chunk", "triton-sliced"), Wanted):
+            options = (*reference, backend, WORKSPACE, wanted)
+            yield lambda options=options: operators.run_forward(*policy, *options)
 
     grad_S = torch.empty(ROWS, device="meta")
     table_5R = torch.empty(5, ROWS, device="meta")
     wide_RD = torch.empty(ROWS, WIDTH, device="meta")
-    for train in (False, True):
-        options = (*references[1], table_5R, wide_RD, wide_RD, "triton-chunk", 64 << 20)
-        yield lambda options=options, train=train: operators.run_backward(
-            grad_S, grad_S, *policy[:5], *options, not train, train
-        )
+    saved = (table_5R, wide_RD, wide_RD, "triton-chunk", WORKSPACE)
+    for reference in references[:2]:
+        for wanted in (Wanted.NONE, Wanted.BOTH):
+            options = (*reference, *saved, wanted, wanted == Wanted.NONE)
+            yield lambda options=options: operators.run_backward(
+                grad_S, grad_S, *policy[:5], *options
+            )
 
 
 def layer_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
@@ -207,6 +225,25 @@ def cuobjdump(cubin: bytes, option: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def order_of_stores(sass: str) -> str:
+    """Loads, barriers and stores of global memory, in address order, where a kernel stores.
+
+    That is its loops that store (a loop lies between a branch back and its target), or all of it if
+    it has no loop. L load, | barrier, S store; - for loops that do not store.
+    """
+    instructions = [(int(a, 16), name, rest) for a, name, rest in INSTRUCTION.findall(sass)]
+    loops = []
+    for address, name, rest in instructions:
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if name == "BRA" and target and int(target[1], 16) < address:
+            loops.append((int(target[1], 16), address))
+    orders = []
+    for first, last in loops or [(0, instructions[-1][0])]:
+        body = [name for address, name, _ in instructions if first <= address <= last]
+        orders.append("".join(LETTERS.get(name, "") for name in body))
+    return " ".join(order for order in orders if "S" in order) or "-"
+
+
 def usage(compiled: Compiled) -> Usage:
     """What a compiled kernel takes of the chip."""
     text = cuobjdump(compiled.cubin, "--dump-resource-usage")
@@ -216,6 +253,9 @@ def usage(compiled: Compiled) -> Usage:
 
     products = {"tcgen05.mma": "tcgen05", "wgmma": "wgmma", "mma.sync": "mma"}
     used = [product for name, product in products.items() if name in compiled.ptx]
+    order = "-"
+    if compiled.case.launch.kernel.__name__ in IN_PLACE:
+        order = order_of_stores(cuobjdump(compiled.cubin, "-sass"))
     return Usage(
         name=compiled.case.name,
         arch=compiled.arch,
@@ -223,6 +263,7 @@ def usage(compiled: Compiled) -> Usage:
         spilled=most("STACK") + most("LOCAL"),
         shared=compiled.shared,
         product=used[0] if used else "-",
+        order=order,
     )
 
 
@@ -231,7 +272,7 @@ def usage(compiled: Compiled) -> Usage:
 
 def line(u: Usage) -> str:
     numbers = f"{u.registers:>10}{u.spilled:>9}{u.shared:>9}{SHARED_LIMIT[u.arch]:>8}"
-    return f"{u.name:46}  sm_{u.arch:<3}{numbers}  {u.product:8}{u.problem}".rstrip()
+    return f"{u.name:46}  sm_{u.arch:<3}{numbers}  {u.product:8}{u.order:14}{u.problem}".rstrip()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -247,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("Triton is not installed: nothing to compile with")
 
     numbers = f"{'registers':>11}{'spilled':>9}{'shared':>9}{'limit':>8}"
-    print(f"{'kernel':46}{'arch':>7}{numbers}  product")
+    print(f"{'kernel':46}{'arch':>7}{numbers}  product order")
     problems = 0
     for case in cases(DTYPES[name] for name in args.dtype):
         for arch in args.arch:

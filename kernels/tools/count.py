@@ -124,16 +124,16 @@ def operation(function: Any, args: tuple, kwargs: dict, out: Any) -> Event:
 
 
 def statistics_bytes(a: dict[str, Any]) -> int:
-    cells = a["N"] * a["V"] * (2 if a["HAS_REF"] else 1)
-    read_and_written = 4
-    if a["JACOBIAN"]:
-        read_and_written += 4 + a["OUT"].element_size()
-    return cells * read_and_written
+    """The logits once, and once more for the Jacobians, which are written."""
+    models = 2 if a["HAS_REF"] else 1
+    operands = a["LOGP"] + a["KL"]
+    written = a["OUT"].element_size()
+    return a["N"] * a["P"] * (4 * models + (4 + written) * operands)
 
 
 def dlogits_bytes(a: dict[str, Any]) -> int:
-    read = 4 * (2 if a["HAS_REF"] else 1)
-    return len(a["TABLE"][0]) * a["W"] * (read + a["OUT"].element_size())
+    models = 2 if a["HAS_REF"] else 1
+    return a["POLICY"].numel() * (4 * models + a["OUT"].element_size())
 
 
 def sum_bytes(a: dict[str, Any]) -> int:
@@ -141,10 +141,26 @@ def sum_bytes(a: dict[str, Any]) -> int:
     return read + tensor_bytes(a["OUT"])
 
 
+def slice_bytes(a: dict[str, Any]) -> int:
+    models = 2 if a["HAS_REF"] else 1
+    operands = a["LOGP"] + a["KL"]
+    return a["N"] * a["P"] * (4 * models + a["OUT"].element_size() * operands)
+
+
+def finish_bytes(a: dict[str, Any]) -> int:
+    """A row of the head, and the sums, read and written."""
+    sums = 1 + a["KL"]
+    return a["SUM_P"].numel() * (8 * sums + a["HEAD"].element_size())
+
+
 KERNEL_BYTES: dict[str, Callable[[dict[str, Any]], int]] = {
     "logp_kl_statistics": statistics_bytes,
     "logp_kl_dlogits": dlogits_bytes,
     "sum_rows": sum_bytes,
+    "slice_logp_kl": slice_bytes,
+    "finish_jacobians": finish_bytes,
+    # Rows whose scale and shift stay are not touched: the usual case.
+    "rescale_sums": lambda a: 8 * a["N"],
     "merge_logp_kl": lambda a: tensor_bytes([a["PART"], a["TABLE"]]),
 }
 

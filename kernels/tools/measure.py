@@ -139,7 +139,7 @@ def systems(device: str, with_peers: bool) -> dict[str, System]:
     """By the name in the table."""
     backends = ["torch"]
     if device == "cuda":
-        backends += ["triton", "triton-stream", "triton-chunk"]
+        backends += ["triton", "triton-stream", "triton-chunk", "triton-sliced"]
     mine = {name: System(ours(name), "log-prob, KL per sequence") for name in backends}
     others = peers() if with_peers else {}
     return {"dense torch": System(dense, "log-prob, KL")} | mine | others

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from kernels.common import FLOATS, Parser
 from kernels.head import operators, strategy
+from kernels.head.rows import Wanted
 from kernels.tools.count import Counts, Event, count
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
-STRATEGIES = ("triton", "triton-stream", "triton-chunk")
+STRATEGIES = ("triton", "triton-stream", "triton-chunk", "triton-sliced")
 TASKS = ("frozen", "trained", "frozen, logp alone")
 
 
@@ -55,7 +56,9 @@ class Shape:
 def head_step(shape: Shape, task: str, backend: str) -> Counts:
     """Forward and backward of one call, on a shared head; a reference unless it is logp alone."""
     train_head = task == "trained"
-    jacobian = not train_head and backend != "triton-stream"
+    wanted = Wanted.BOTH
+    if train_head or backend == "triton-stream":
+        wanted = Wanted.NONE
 
     def matrix(rows: int) -> Tensor:
         return torch.empty(rows, shape.D, dtype=shape.dtype, device="meta")
@@ -67,7 +70,7 @@ def head_step(shape: Shape, task: str, backend: str) -> Counts:
     policy = (matrix(shape.R), matrix(shape.V), index_R, index_R, index_R)
 
     def step(policy: tuple, ref_TD: Tensor | None, grad_S: Tensor) -> tuple:
-        options = (backend, shape.workspace_bytes, jacobian)
+        options = (backend, shape.workspace_bytes, wanted)
         results = operators.run_forward(*policy, segments, ref_TD, None, *options)
         saved = results[4:]
         gradients = operators.run_backward(
@@ -143,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in args.backend:
             backend = name
             if name == "triton":
-                backend = strategy(shape.R, train_head=task == "trained", needs_grad=True)
+                backend = strategy(shape.R, needs_grad=True)
             print(line(shape, task, backend, H100))
     return 0
 

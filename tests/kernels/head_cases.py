@@ -5,7 +5,7 @@ import torch
 
 from kernels import linear_logp_kl
 
-BACKENDS = ("torch", "triton-stream", "triton-chunk")
+BACKENDS = ("torch", "triton-stream", "triton-chunk", "triton-sliced")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 both_heads = pytest.mark.parametrize("train_head", [False, True], ids=["frozen", "trained"])

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import kernels
-from kernels.tools.compile_ahead import SHARED_LIMIT, Usage
+from kernels.tools.compile_ahead import SHARED_LIMIT, Usage, order_of_stores
 
 # Called by other kernels, never launched.
 INSIDE_OTHERS = {"tile_logits", "tile_logits_of_two"}
+WORKS_IN_PLACE = re.compile(r"logp_kl_dlogits|(logp_kl_statistics|slice_logp_kl) .*\blogp\b")
 PRODUCT = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 
 
@@ -38,14 +39,16 @@ def test_kernels_compile_without_spills_and_use_the_matrix_units():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    pattern = r"(.+?) +(sm_\d+) +\d+ +(\d+) +(\d+) +(\d+)  (\S+)"
+    pattern = r"(.+?) +(sm_\d+) +\d+ +(\d+) +(\d+) +(\d+)  (\S+) +(\S+)"
     table = [m.groups() for m in map(re.compile(pattern).fullmatch, done.stdout.splitlines()) if m]
-    for name, arch, spilled, shared, limit, product in table:
+    for name, arch, spilled, shared, limit, product, order in table:
         where = f"{name} on {arch}"
         assert int(spilled) == 0, where
         assert int(shared) <= int(limit) == SHARED_LIMIT[int(arch[3:])], where
         if name.startswith(("stream_logp_kl bf16", "stream_logp_kl fp16")):
             assert product == PRODUCT[arch], where
+        if WORKS_IN_PLACE.match(name):
+            assert re.fullmatch(r"L[L|]*\|S+", order), f"{where}: {order}"
 
     compiled = {name for name, *_ in table}
     assert {name.split()[0] for name in compiled} == kernels_in_the_sources() - INSIDE_OTHERS
@@ -67,3 +70,25 @@ def test_what_counts_as_a_problem():
     assert "spills 8" in Usage(**good | {"spilled": 8}).problem
     assert "shared memory" in Usage(**good | {"shared": 228 << 10}).problem
     assert "wgmma" in Usage(**good | {"product": "mma"}).problem
+    assert Usage(**good | {"order": "LL|S"}).problem == ""
+    assert "stores before" in Usage(**good | {"order": "LSL|S"}).problem
+    assert "stores before" in Usage(**good | {"order": "LS"}).problem
+
+
+def sass(*instructions):
+    """As cuobjdump prints it, an instruction every 16 bytes."""
+    lines = [f"        /*{16 * i:04x}*/    {text} ;" for i, text in enumerate(instructions)]
+    return "\n".join(lines)
+
+
+def test_the_order_of_a_loop_is_read_from_its_instructions():
+    before = "LDG.E R1, desc[UR4][R2.64]"
+    load = "@!P0 LDG.E.128 R8, desc[UR4][R2.64]"
+    store = "@!P0 STG.E.64 desc[UR4][R2.64], R8"
+    barrier = "BAR.SYNC.DEFER_BLOCKING 0x0"
+    back = "@P1 BRA 0x10"
+    assert order_of_stores(sass(before, load, load, barrier, store, back)) == "LL|S"
+    assert order_of_stores(sass(before, load, store, load, barrier, back)) == "LSL|"
+    assert order_of_stores(sass(before, load, barrier, back, store)) == "-"  # stores after the loop
+    # No loop, but the end of a kernel: all of it counts.
+    assert order_of_stores(sass(load, barrier, store, "BRA 0x30")) == "L|S"

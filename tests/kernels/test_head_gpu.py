@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-BACKENDS = ("torch", "triton", "triton-stream", "triton-chunk")
+BACKENDS = ("torch", "triton", "triton-stream", "triton-chunk", "triton-sliced")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 triton_backends = pytest.mark.parametrize("backend", BACKENDS[1:])
 

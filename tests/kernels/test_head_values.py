@@ -9,6 +9,7 @@ import torch
 from kernels import linear_logp_kl
 from kernels.head.products import logits
 from tests.kernels.head_cases import (
+    BACKENDS,
     DEVICE,
     SHAPES,
     both_heads,
@@ -180,6 +181,21 @@ def test_huge_logits_stay_finite(train_head, backend):
     for name, x in got.items():
         assert x.isfinite().all(), name
     close(got, oracle(floats, index, up, train_head), value=1e-5, gradient=2e-2)
+
+
+@pytest.mark.parametrize("backend", ["dense", *BACKENDS])
+@both_heads
+def test_kl_that_nobody_differentiates(train_head, backend):
+    """The same values, and the gradient of log-prob alone."""
+    floats, index, up = case(*SHAPES["wide reference"])
+    want = oracle(floats, index, up * torch.tensor([[1.0], [0.0]], device=DEVICE), train_head)
+    hidden = floats[0].clone().requires_grad_()
+    weight = floats[1].clone().requires_grad_(train_head)
+    out = linear_logp_kl(hidden, weight, *index, *floats[2:], backend=backend, kl_gradient=False)
+    assert not out.kl_S.requires_grad
+    (out.logp_S * up[0]).sum().backward()
+    got = {"logp": out.logp_S, "kl": out.kl_S, "hidden.grad": hidden.grad}
+    close(got | {"weight.grad": weight.grad, "ref_logp": out.ref_logp_S}, want)
 
 
 @every_backend
