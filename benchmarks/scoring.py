@@ -13,9 +13,9 @@ import statistics
 import time
 
 import torch
+from ecliptica.evaluation.cells import documents
 
 from ecliptica.data.templates import get_template
-from ecliptica.evaluation.cells import documents
 from ecliptica.evaluation.grid import Grid
 from ecliptica.evaluation.scoring import context_ids, response_ids, score_all
 from ecliptica.evaluation.systems import System

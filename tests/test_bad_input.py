@@ -26,7 +26,8 @@ def place(tmp_path, tiny):
     write_jsonl(tmp_path / "train.jsonl", [GOOD, GOOD | {"prompt": "Hello?"}])
     write_jsonl(tmp_path / "score.jsonl", [{"prompt": "Hi?", "responses": ["Hello."]}])
     (tmp_path / "r.toml").write_text(
-        f'[model]\npath = "{tmp_path}/model"\ndtype = "float32"\n[data]\ntrain = "{tmp_path}/train.jsonl"\n'
+        f'[model]\npath = "{tmp_path}/model"\ndtype = "float32"\n'
+        f'[data]\ntrain = "{tmp_path}/train.jsonl"\n'
         f'[training]\nmax_steps = 1\n[run]\ndir = "{tmp_path}/run"\n'
     )
     return tmp_path
@@ -61,7 +62,8 @@ TRAIN = {  # name: (breakage, overrides, what the line says)
     "bad choice": (
         None,
         ("objective.kl=exakt",),
-        "objective.kl: expected one of exact, printed, logratio, none, got 'exakt' (did you mean exact?)",
+        "objective.kl: expected one of exact, printed, logratio, none, got 'exakt' "
+        "(did you mean exact?)",
     ),
     "negative": (None, ("objective.beta=-1",), "objective.beta: expected > 0, got -1.0"),
     "not an override": (None, ("beta",), "'beta': expected section.key=value"),

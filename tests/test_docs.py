@@ -29,7 +29,7 @@ def test_every_erratum_names_a_test_that_exists():
         assert f"def {test}(" in (ROOT / file).read_text(), test
 
 
-def keys(section):
+def keys_of(section):
     """Every key that the section has, whatever the objective and the format."""
     field = Config.__dataclass_fields__[section]
     variants = field.metadata["variants"]
@@ -42,7 +42,7 @@ def test_config_keys_named_in_the_documents_exist():
         for section, key in re.findall(
             r"`?\b(model|data|objective|lora|training|samples|run)\.(\w+) ?=", text
         ):
-            assert key in keys(section), f"{doc.name}: {section}.{key}"
+            assert key in keys_of(section), f"{doc.name}: {section}.{key}"
 
 
 def test_shipped_recipes_are_valid():

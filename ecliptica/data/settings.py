@@ -1,4 +1,4 @@
-"""What a recipe's section `data` says, whatever the format; a format with keys of its own adds them."""
+"""What a recipe's section `data` says, whatever the format; a format may add keys of its own."""
 
 from dataclasses import dataclass
 

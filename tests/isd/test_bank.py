@@ -1,4 +1,4 @@
-"""The shipped dataset loads, keeps its promises, and is read with one clear line for each fault; the
+"""The shipped dataset loads, keeps its promises, and is read with one clear line for a fault; the
 commands."""
 
 import json

@@ -1,8 +1,10 @@
-"""Straight from an Instruction Switch Dataset: a bank (a JSONL file or a directory; "": the shipped one), paired up as `python -m ecliptica.isd build` does.
+"""Straight from an Instruction Switch Dataset, paired up as `python -m ecliptica.isd build` does.
 
-data.train gives the pairs of the train split, data.eval those of the dev split in their own wording of the instructions. Settings: data.isd_*.
+data.train is a bank (a JSONL file or a directory; empty: the shipped one) and gives the pairs of
+its train split; data.eval those of the dev split, in that split's own wording.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ecliptica.config import option, positive, seed
@@ -11,6 +13,7 @@ from ecliptica.data.settings import DataConfig
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, load_bank, load_instructions
 from ecliptica.isd.hard import read_scores
 from ecliptica.isd.pairs import pairs
+from ecliptica.schema import Preference
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,15 @@ class Config(DataConfig):
     isd_system: str = option("", "whose scores in that file; empty: the last")
 
 
-def read_file(path, config, split):
-    """[Preference] of a split. Hard negatives are for the train split, which the scores are of. Raises InputError."""
+def read_file(path: str, config: Config, split: str) -> Sequence[Preference]:
+    """The preferences of a split. Raises InputError.
+
+    Hard negatives are for the train split alone, which the scores are of.
+    """
     instructions = load_instructions(config.isd_instructions or INSTRUCTIONS)
     bank = load_bank(path or BANK, instructions)
     scores = None
     if config.isd_scores and split == "train":
         scores, _ = read_scores(config.isd_scores, list(instructions), config.isd_system or None)
-    made = pairs(bank, instructions, split, config.isd_seed, config.isd_rounds, scores)
-    return [cita.read(record, record["id"]) for record in made]
+    records = pairs(bank, instructions, split, config.isd_seed, config.isd_rounds, scores)
+    return [cita.read(record, record["id"]) for record in records]
