@@ -17,9 +17,10 @@ BELOW = {"kernels": set(), "model": {"kernels"}, "ecliptica": {"kernels", "model
 # rooms of one floor do not know each other.
 FLOORS = [
     {"schema", "files", "fields", "arithmetic", "markdown"},
-    {"config", "record", "isd", "policy"},
+    {"config", "record", "policy"},
     {"flags", "registry"},
-    {"data", "objectives"},
+    {"isd", "objectives"},
+    {"data"},
     {"recipe", "running"},
     {"planning"},
     {"training", "evaluation"},
