@@ -62,8 +62,8 @@ def train(config: Config, ranks: Ranks = ALONE) -> Path:
 
 def run_steps(run: Run, signals: Signals, heartbeat: Heartbeat) -> Path:
     """Every step that is left, then the export."""
-    options, steps, ranks = run.config.training, run.source.steps, run.ranks
-    for step in range(run.start, steps):
+    ranks = run.ranks
+    for step in range(run.start, run.source.steps):
         # This rank's share of the step's preferences.
         heartbeat.at(step, "data")
         began = time.perf_counter()
@@ -78,43 +78,62 @@ def run_steps(run: Run, signals: Signals, heartbeat: Heartbeat) -> Path:
 
         # Dropout is all that is drawn in a step; seeded by (run, step, rank) it is the same after a
         # resume.
-        torch.manual_seed(seed_of(options.seed, step, ranks.rank))
+        torch.manual_seed(seed_of(run.config.training.seed, step, ranks.rank))
 
         # Forward and backward of the share, then one update.
         heartbeat.at(step, "forward, backward and update")
         metrics = update(run, batches, now)
 
         # What every rank has to know of the others, in one collective.
-        signal, waited, peak = ranks.reduce(
-            [signals.number, waited, gpus.peak_memory(run.device)], "max"
-        )
+        here = [signals.number, waited, gpus.peak_memory(run.device)]
+        signal, waited, peak = ranks.reduce(here, "max")
         record_step(run, batches, now, metrics, waited, peak)
 
         # Held-out preferences and a few answers, now and then.
-        if run.data.held_out and due(step, options.eval_every, steps):
-            heartbeat.at(step, "evaluation")
-            record_held_out(run, now)
-        if due(step, options.sample_every, steps):
-            heartbeat.at(step, "samples")
-            record_samples(run, step)
+        look(run, now, heartbeat)
 
         # Work is saved now and then, and when a signal asks to stop.
-        if run.checkpoints.ready():
-            run.checkpoints.finish()
-        if signal or due_after(step, options.checkpoint_every, steps):
-            heartbeat.at(step, "checkpoint")
-            save(run, step, background=not signal)
+        save(run, step, bool(signal), heartbeat)
         if signal:
-            raise signals.stopped(int(signal), run.name, f"after step {step + 1} of {steps}, saved")
+            where = f"after step {step + 1} of {run.source.steps}, saved"
+            raise signals.stopped(int(signal), run.name, where)
+    return export_of(run, heartbeat)
+
+
+def look(run: Run, now: Now, heartbeat: Heartbeat) -> None:
+    """How the policy does on what it is not trained on, where it is due."""
+    options = run.config.training
+    if run.data.held_out and due(now.step, options.eval_every, now.steps):
+        heartbeat.at(now.step, "evaluation")
+        record_held_out(run, now)
+    if due(now.step, options.sample_every, now.steps):
+        heartbeat.at(now.step, "samples")
+        record_samples(run, now.step)
+
+
+def save(run: Run, step: int, stopping: bool, heartbeat: Heartbeat) -> None:
+    """A checkpoint of the state after `step` where one is due or the run stops; on CUDA in the
+    background, unless it stops."""
+    if run.checkpoints.ready():
+        run.checkpoints.finish()
+    if not stopping and not due_after(step, run.config.training.checkpoint_every, run.source.steps):
+        return
+    heartbeat.at(step, "checkpoint")
+    state = state_of(run.learner.policy, run.learner.optimizer)
+    background = torch.device(run.device).type == "cuda" and not stopping
+    run.checkpoints.save(step + 1, state, {"first": run.log.first}, background)
+
+
+def export_of(run: Run, heartbeat: Heartbeat) -> Path:
+    """The export of a run whose steps are done."""
+    steps, learner = run.source.steps, run.learner
+    run.checkpoints.finish()
 
     # The last parameters are looked at once more: the export may be all that is kept of them.
-    run.checkpoints.finish()
-    run.checkpoints.check_finite(
-        steps, state_of(run.learner.policy, run.learner.optimizer)["model"]
-    )
+    run.checkpoints.check_finite(steps, state_of(learner.policy, learner.optimizer)["model"])
     heartbeat.at(steps, "export")
     record = export.record(run.config, run.data.template, steps)
-    out = export.export(run.learner.policy, run.directory.path, run.config, record, ranks)
+    out = export.export(learner.policy, run.directory.path, run.config, record, run.ranks)
     run.log.result(f"{out}: exported after {steps} steps")
     return out
 
@@ -183,13 +202,6 @@ def record_samples(run: Run, step: int) -> None:
     for answer in answers:
         text = " ".join(answer["text"].split())
         run.log.say(f"  [{answer['instruction']}] {text[:160]}")
-
-
-def save(run: Run, step: int, background: bool) -> None:
-    """A checkpoint of the state after `step`; in the background where the device lets it."""
-    state = state_of(run.learner.policy, run.learner.optimizer)
-    on_cuda = torch.device(run.device).type == "cuda"
-    run.checkpoints.save(step + 1, state, {"first": run.log.first}, on_cuda and background)
 
 
 def due(step: int, every: int, steps: int) -> bool:

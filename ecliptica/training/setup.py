@@ -14,11 +14,13 @@ from ecliptica.data.offline import Data, Offline
 from ecliptica.files import check_writable
 from ecliptica.objectives import kl
 from ecliptica.planning import gpus
+from ecliptica.policy import Reference
 from ecliptica.recipe import Config
 from ecliptica.running.checkpoints import Checkpoints, state_of
 from ecliptica.running.ranks import Ranks
 from ecliptica.running.run_directory import RunDirectory
 from ecliptica.running.signals import Signals
+from ecliptica.schema import Encoded
 from ecliptica.training import reference
 from ecliptica.training.log import Log
 from ecliptica.training.reference_cache import Maker, ReferenceCache
@@ -80,70 +82,99 @@ def prepared(
 
     Collective. Raises InputError for what the user can mend, Stopped if a signal asks to stop.
     """
-    objective = objectives.get(config.objective)
-    device = pick_device(config.training.device)
-    name = str(directory.path)
-
     # The data first: most of what can be wrong is in it, and it is read in seconds.
-    data = ranks.together(offline.load, config.model.path, config.data, objective.RESPONSES)
+    responses = objectives.get(config.objective).RESPONSES
+    data = ranks.together(offline.load, config.model.path, config.data, responses)
     source = Offline(data.examples, config.training)
     stamp = {"ablation": True} if kl.is_ablation(config.objective) else {}
     with Log(directory.path, source.steps, stamp, ranks.main) as log:
         for line in data.lines:
             log.say(line)
-        signals.check(name)
-
-        # The policy, in the state that training starts from, and what moves it.
-        policy = reference.starting_model(config, device, ranks, trained=True).train()
-        optimizer = adamw(policy, config, device)
-        log.say(_summary(config, policy, source, data, device, ranks))
-        ranks.on_main(check_room, directory, policy)
         if stamp:
             log.say("ABLATION: the KL of this run is lifted or is not a KL; every output says so")
+        place = Place(config, directory, ranks, signals, log)
+        place.pause()
+        yield build(place, data, source)
 
-        # The reference is of that state too, so before any checkpoint is read.
-        frozen = None
-        if objective.needs(config.objective).frozen_model:
-            signals.check(name)
-            maker = Maker(
-                model=policy,
-                device=device,
-                ranks=ranks,
-                micro=config.training.micro_preferences,
-                say=log.say,
-                pause=lambda: signals.check(name),
-            )
-            frozen = reference.build(config, maker, source, data.held_out)
 
-        # Where an earlier start of this run left off, if there was one.
-        checkpoints = Checkpoints(directory.path, config.training.keep_checkpoints, ranks, log.say)
-        start = resume(checkpoints, policy, optimizer, log)
-        ranks.on_main(directory.take_back, start)
-        log.start(start)
-        if start:
-            log.say(f"{name}: resumed after step {start} of {source.steps}")
-        gpus.forget_peak(device)
-        signals.check(name)
-        yield Run(
-            config=config,
-            ranks=ranks,
-            directory=directory,
-            device=device,
-            data=data,
-            source=source,
-            learner=Learner(
-                policy=policy,
-                reference=frozen,
-                objective=objective,
-                settings=config.objective,
-                optimizer=optimizer,
-                clip_norm=config.training.clip_norm,
-            ),
-            schedule=Schedule(config.training, source.steps),
-            checkpoints=checkpoints,
-            log=log,
-            start=start,
-        )
+@dataclass(frozen=True)
+class Place:
+    """Where a run is built: whose it is, and who is told."""
+
+    config: Config
+    directory: RunDirectory
+    ranks: Ranks
+    signals: Signals
+    log: Log
+
+    def pause(self) -> None:
+        """Between two pieces of the preparation: Stopped on every rank if a signal asks for it."""
+        self.signals.check(str(self.directory.path))
+
+
+def build(place: Place, data: Data, source: Offline) -> Run:
+    """Policy, optimizer, reference and checkpoint of a run whose data is read. Collective."""
+    config, ranks, log = place.config, place.ranks, place.log
+    device = pick_device(config.training.device)
+
+    # The policy, in the state that training starts from, and what moves it.
+    policy = reference.starting_model(config, device, ranks, trained=True).train()
+    optimizer = adamw(policy, config, device)
+    log.say(_summary(config, policy, source, data, device, ranks))
+    ranks.on_main(check_room, place.directory, policy)
+
+    # The reference is of that state too, so it is made before any checkpoint is read.
+    learner = Learner(
+        policy=policy,
+        reference=frozen_reference(place, policy, device, source, data.held_out),
+        objective=objectives.get(config.objective),
+        settings=config.objective,
+        optimizer=optimizer,
+        clip_norm=config.training.clip_norm,
+    )
+
+    # Where an earlier start of this run left off, if there was one.
+    path = place.directory.path
+    checkpoints = Checkpoints(path, config.training.keep_checkpoints, ranks, log.say)
+    start = resume(checkpoints, policy, optimizer, log)
+    ranks.on_main(place.directory.take_back, start)
+    log.start(start)
+    if start:
+        log.say(f"{path}: resumed after step {start} of {source.steps}")
+    gpus.forget_peak(device)
+    place.pause()
+    return Run(
+        config=config,
+        ranks=ranks,
+        directory=place.directory,
+        device=device,
+        data=data,
+        source=source,
+        learner=learner,
+        schedule=Schedule(config.training, source.steps),
+        checkpoints=checkpoints,
+        log=log,
+        start=start,
+    )
+
+
+def frozen_reference(
+    place: Place, policy: Llama, device: str, source: Offline, held_out: list[Encoded]
+) -> Reference | None:
+    """The run's reference; None if its objective needs none."""
+    config = place.config
+    if not objectives.get(config.objective).needs(config.objective).frozen_model:
+        return None
+    place.pause()
+    maker = Maker(
+        model=policy,
+        device=device,
+        ranks=place.ranks,
+        micro=config.training.micro_preferences,
+        say=place.log.say,
+        pause=place.pause,
+    )
+    return reference.build(config, maker, source, held_out)
 
 
 def check_room(directory: RunDirectory, policy: Llama) -> None:

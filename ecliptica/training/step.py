@@ -61,12 +61,9 @@ def optimizer_step(
     start = time.perf_counter()
 
     # What the step holds over all ranks: known before its first backward.
-    preferences, tokens = ranks.reduce(
-        [
-            sum(len(batch.ids) for batch in batches),
-            sum(batch.tokens_T.numel() for batch in batches if batch.ids),
-        ]
-    )
+    counted = [batch for batch in batches if batch.ids]
+    here = [sum(len(b.ids) for b in counted), sum(b.tokens_T.numel() for b in counted)]
+    preferences, tokens = ranks.reduce(here)
     step = replace(step, baseline=baseline(learner, batches, step, ranks))
 
     # Forward, loss and backward, a micro-batch at a time. Times world: FSDP takes the mean over
@@ -84,7 +81,7 @@ def optimizer_step(
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     metrics = totals(parts, batches, ranks) | {"grad_norm": float(norm)}
-    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+    if not all(math.isfinite(metrics[name]) for name in ("loss", "grad_norm")):
         raise ranks.agreed(not_finite(metrics, parts, batches, ranks))
     if check:
         check(metrics)
