@@ -148,10 +148,16 @@ def test_pooled_seeds_that_differ_have_a_wider_interval_than_their_units_alone()
         results = seed(0)
         level = number / 4  # every unit of a seed has the seed's own value
         results.per_unit[TRAINED]["boundary"][:] = [level] * units
+        results.per_unit[BASE]["boundary"][:] = [0.3] * units
         seeds.append(results)
-    cell = Results.pooled(seeds).systems[TRAINED]["boundary"]
+    pooled = Results.pooled(seeds)
+    cell = pooled.systems[TRAINED]["boundary"]
     assert cell.value == pytest.approx(0.5)
     assert cell.low < 0.25 and cell.high > 0.75, "the seeds were not resampled"
+    # All units of three seeds are above the control's: as if there were 120 independent ones.
+    change = pooled.difference[TRAINED]["boundary"]
+    assert change.value == pytest.approx(0.2)
+    assert change.low < 0 < change.high and change.p > 0.05
 
 
 def test_pooling_one_seed_changes_nothing_and_two_need_the_same_metrics(tmp_path):

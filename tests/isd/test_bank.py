@@ -1,5 +1,5 @@
-"""The shipped dataset loads, keeps its promises, and is read with one clear line for a fault; the
-commands."""
+"""The shipped dataset loads, keeps its promises, and is read with one clear line for each fault;
+the commands."""
 
 import json
 import subprocess
