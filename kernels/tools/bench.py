@@ -3,7 +3,7 @@ the peers.
 
     python -m kernels.tools.bench [--device cpu|cuda] [--case NAME ...] [--rows R ...] [--dtype D
     ...]
-        [--head H ...] [--peers] [--repeats N] [--json F] [--plot F]
+        [--head frozen trained logp] [--peers] [--repeats N] [--json F] [--plot F]
 
 Times forward + backward of log-prob and exact KL, every backend in turn (A B C A B C ...), against
 dense torch under autograd, and against the peers that are installed. Columns: median ms; times
@@ -33,6 +33,7 @@ from kernels.tools.bench_layers import LAYERS
 from kernels.tools.measure import (
     CASES,
     DTYPES,
+    HEADS,
     Case,
     Inputs,
     System,
@@ -79,7 +80,7 @@ def measure(case: Case, device: str, repeats: int, with_peers: bool) -> Iterator
     """Rows of the table for one case."""
     x = Inputs(case, device)
     rate = product_rate(x, device)
-    running = systems(device, with_peers)
+    running = systems(device, case.head, with_peers)
     times = times_in_turn(running, x, device, repeats)
     base = statistics.median(times["dense torch"]) if times["dense torch"] else None
     for name, system in running.items():
@@ -89,7 +90,7 @@ def measure(case: Case, device: str, repeats: int, with_peers: bool) -> Iterator
             "D": case.D,
             "V": case.V,
             "dtype": case.dtype,
-            "head": "trained" if case.trained else "frozen",
+            "head": case.head,
             "system": name,
             "computes": system.computes,
         }
@@ -177,15 +178,14 @@ def command_line() -> Parser:
     add("--rows", nargs="+", type=int, help="default: 2048 on a CPU, 512 to 16384 on CUDA")
     dtypes = "default: float32 and bfloat16 on a CPU, bfloat16 on CUDA"
     add("--dtype", nargs="+", choices=list(DTYPES), help=dtypes)
-    heads = ["frozen", "trained"]
-    add("--head", nargs="+", choices=heads, default=heads)
+    heads = "logp: a frozen head, no reference; default: frozen and trained"
+    add("--head", nargs="+", choices=list(HEADS), default=["frozen", "trained"], help=heads)
     add("--repeats", type=int, default=5)
     peers = "also Liger-Kernel and Cut Cross-Entropy, if they are installed"
     add("--peers", action="store_true", help=peers)
     add("--json", help="write every number to this file")
     add("--plot", help="write a picture to this file")
-    add("--peak-of", choices=list(systems("cpu", False)), help=argparse.SUPPRESS)
-    add("--trained", action="store_true", help=argparse.SUPPRESS)
+    add("--peak-of", choices=list(systems("cpu")), help=argparse.SUPPRESS)
     return parser
 
 
@@ -224,8 +224,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = args.rows or ROWS[args.device]
     dtypes = args.dtype or DEFAULT_DTYPES[args.device]
     if args.peak_of:
-        case = Case(args.case[0], rows[0], dtypes[0], args.trained)
-        print(cpu_peak(systems("cpu", False)[args.peak_of].step, Inputs(case, "cpu")))
+        case = Case(args.case[0], rows[0], dtypes[0], args.head[0])
+        print(cpu_peak(systems("cpu")[args.peak_of].step, Inputs(case, "cpu")))
         return
 
     where = f"CPU, {torch.get_num_threads()} threads"
@@ -236,8 +236,8 @@ def main(argv: list[str] | None = None) -> None:
         cases = bench_layers.cases(args.case, args.rows, dtypes, args.head, args.device)
         results = bench_layers.run(cases, args.device, args.repeats)
     else:
-        heads = [head == "trained" for head in args.head]
-        cases = [Case(*line) for line in itertools.product(args.case, rows, dtypes, heads)]
+        lines = itertools.product(args.case, rows, dtypes, args.head)
+        cases = [Case(*line) for line in lines]
         results = run(cases, args.device, args.repeats, args.peers)
 
     if args.json:

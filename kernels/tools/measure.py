@@ -17,6 +17,10 @@ CASES = {"smollm2": (576, 49152), "llama3-8b": (4096, 128256)}  # D, V
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+# Least products of R x D x V: a frozen head, a trained one, a frozen one for log-prob alone
+HEADS = {"frozen": 4, "trained": 6, "logp": 2}
+
+
 @dataclass(frozen=True)
 class Case:
     """One line of the benchmark, before it is measured."""
@@ -24,7 +28,7 @@ class Case:
     name: str
     R: int
     dtype: str
-    trained: bool
+    head: str  # of HEADS
 
     @property
     def D(self) -> int:
@@ -36,9 +40,8 @@ class Case:
 
     @property
     def least_flops(self) -> int:
-        """4 products of R x D x V with a frozen head, 6 with a trained one."""
-        products = 6 if self.trained else 4
-        return products * 2 * self.R * self.D * self.V
+        """Of the products of R x D x V."""
+        return HEADS[self.head] * 2 * self.R * self.D * self.V
 
 
 class Inputs:
@@ -53,10 +56,12 @@ class Inputs:
             return torch.randn(rows, D, generator=g, device=device)
 
         hidden_RD = noise(R)
-        self.ref = (hidden_RD + 0.1 * noise(R)).to(dtype)
+        self.ref = None
+        if case.head != "logp":
+            self.ref = (hidden_RD + 0.1 * noise(R)).to(dtype)
         self.hidden = hidden_RD.to(dtype).requires_grad_()
         weight_VD = torch.randn(V, D, generator=g, device=device, dtype=dtype)
-        self.weight = weight_VD.mul_(D**-0.5).requires_grad_(case.trained)
+        self.weight = weight_VD.mul_(D**-0.5).requires_grad_(case.head == "trained")
         self.rows = torch.arange(R, device=device)
         self.targets = torch.randint(0, V, (R,), generator=g, device=device)
         self.segments = self.rows // 64
@@ -81,22 +86,53 @@ def ours(backend: str) -> Step:
         out = linear_logp_kl(
             x.hidden, x.weight, x.rows, x.targets, x.segments, x.count, x.ref, backend=backend
         )
-        (out.logp_S.sum() + out.kl_S.sum()).backward()
+        loss = out.logp_S.sum()
+        if out.kl_S is not None:
+            loss = loss + out.kl_S.sum()
+        loss.backward()
 
     return step
 
 
-def dense(x: Inputs) -> None:
+def dense_loss(
+    hidden_RD: Tensor, weight_VD: Tensor, ref_RD: Tensor | None, targets_R: Tensor
+) -> Tensor:
     """What anybody would write: logits by the head in its own dtype, then float32."""
-    logp_RV = (x.hidden @ x.weight.T).float().log_softmax(-1)
+    logp_RV = (hidden_RD @ weight_VD.T).float().log_softmax(-1)
+    loss = logp_RV.gather(1, targets_R[:, None]).sum()
+    if ref_RD is None:
+        return loss
     with torch.no_grad():
-        ref_RV = (x.ref @ x.weight.T).float().log_softmax(-1)
-    kl_R = (logp_RV.exp() * (logp_RV - ref_RV)).sum(-1)
-    logp_R1 = logp_RV.gather(1, x.targets[:, None])
-    (logp_R1.sum() + kl_R.sum()).backward()
+        frozen_RV = (ref_RD @ weight_VD.T).float().log_softmax(-1)
+    return loss + (logp_RV.exp() * (logp_RV - frozen_RV)).sum()
 
 
-def liger() -> dict[str, System]:
+def dense(x: Inputs) -> None:
+    dense_loss(x.hidden, x.weight, x.ref, x.targets).backward()
+
+
+def compiled() -> dict[str, System]:
+    loss = torch.compile(dense_loss, dynamic=False)
+
+    def step(x: Inputs) -> None:
+        loss(x.hidden, x.weight, x.ref, x.targets).backward()
+
+    return {"torch.compile of dense": System(step, "log-prob, KL")}
+
+
+def torchs_own() -> dict[str, System]:
+    try:
+        from torch.nn.functional import linear_cross_entropy
+    except ImportError as error:
+        raise ImportError("this torch has no linear_cross_entropy") from error
+
+    def step(x: Inputs) -> None:
+        linear_cross_entropy(x.hidden, x.weight, x.targets, reduction="sum").backward()
+
+    return {"linear_cross_entropy": System(step, "log-prob, one scalar")}
+
+
+def liger(head: str) -> dict[str, System]:
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
     from liger_kernel.ops.fused_linear_jsd import LigerFusedLinearJSDFunction
 
@@ -109,10 +145,10 @@ def liger() -> dict[str, System]:
     def cross_entropy(x: Inputs) -> None:
         LigerFusedLinearCrossEntropyFunction.apply(x.hidden, x.weight, x.targets)[0].backward()
 
-    return {
-        "liger fused_linear_jsd": System(jsd, "KL, one scalar"),
-        "liger fused_linear_ce": System(cross_entropy, "log-prob, one scalar"),
-    }
+    named = {"liger fused_linear_ce": System(cross_entropy, "log-prob, one scalar")}
+    if head != "logp":
+        named["liger fused_linear_jsd"] = System(jsd, "KL, one scalar")
+    return named
 
 
 def cut_cross_entropy() -> dict[str, System]:
@@ -124,10 +160,15 @@ def cut_cross_entropy() -> dict[str, System]:
     return {"cce_exact": System(step, "log-prob")}
 
 
-def peers() -> dict[str, System]:
+def peers(head: str) -> dict[str, System]:
     """Those that import."""
-    systems = {}
-    for name, load in (("liger-kernel", liger), ("cut-cross-entropy", cut_cross_entropy)):
+    systems = compiled()
+    loaders = {
+        "torch.nn.functional": torchs_own,
+        "liger-kernel": lambda: liger(head),
+        "cut-cross-entropy": cut_cross_entropy,
+    }
+    for name, load in loaders.items():
         try:
             systems |= load()
         except ImportError as error:
@@ -135,13 +176,13 @@ def peers() -> dict[str, System]:
     return systems
 
 
-def systems(device: str, with_peers: bool) -> dict[str, System]:
+def systems(device: str, head: str = "frozen", with_peers: bool = False) -> dict[str, System]:
     """By the name in the table."""
     backends = ["torch"]
     if device == "cuda":
         backends += ["triton", "triton-stream", "triton-chunk", "triton-sliced"]
     mine = {name: System(ours(name), "log-prob, KL per sequence") for name in backends}
-    others = peers() if with_peers else {}
+    others = peers(head) if with_peers else {}
     return {"dense torch": System(dense, "log-prob, KL")} | mine | others
 
 
@@ -213,8 +254,7 @@ def cpu_peak_elsewhere(system: str, case: Case) -> int:
     """cpu_peak in a fresh process: a process's peak never falls."""
     command = [sys.executable, "-m", "kernels.tools.bench", "--peak-of", system]
     command += ["--case", case.name, "--rows", str(case.R), "--dtype", case.dtype]
-    if case.trained:
-        command.append("--trained")
+    command += ["--head", case.head]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout)
 

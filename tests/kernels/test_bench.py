@@ -4,7 +4,8 @@ import pytest
 
 from kernels import rms_norm as rms_norm_module
 from kernels import swiglu as swiglu_module
-from kernels.tools import bench, bench_layers, compile_ahead
+from kernels.tools import bench, bench_layers, card, compile_ahead, measure
+from tests.kernels.layer_cases import close
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,7 @@ from kernels.tools import bench, bench_layers, compile_ahead
             "--plot takes a name that ends in .png, .svg, .pdf",
         ),
         (compile_ahead.main, ["--arch", "70"], "invalid choice: 70"),
+        (card.main, ["--rows", "0"], "--rows takes a number of at least 1"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(main, arguments, message, capsys):
@@ -56,6 +58,31 @@ def test_the_layers_table_and_the_rule(monkeypatch, capsys):
     assert "1.00x" in compiled
     rule = "rms_norm: kept only if it beats torch.compile's in every line"
     assert verdict == f"{rule}; not decided: the kernel was not measured, it needs --device cuda"
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained", "logp"])
+def test_every_system_computes_the_same_gradient(head, monkeypatch):
+    """The table compares equals: torch's own formula and ours, for each kind of head."""
+    monkeypatch.setitem(measure.CASES, "tiny", (16, 300))
+    x = measure.Inputs(measure.Case("tiny", 70, "float32", head), "cpu")
+    gradients = {}
+    for name, system in measure.systems("cpu").items():
+        x.clear()
+        system.step(x)
+        gradients[name] = {"hidden.grad": x.hidden.grad}
+        if head == "trained":
+            gradients[name]["weight.grad"] = x.weight.grad
+    close(gradients["torch"], gradients["dense torch"], limit=1e-4)
+
+
+def test_the_card_shows_its_ceilings_and_the_kernels_of_a_step(monkeypatch, capsys):
+    monkeypatch.setitem(measure.CASES, "llama3-8b", (16, 300))
+    monkeypatch.setitem(card.SIDE, "cpu", 64)
+    assert card.main(["--device", "cpu", "--rows", "8"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("copy ")
+    assert "product of 64 x 64 x 64, bfloat16" in out
+    assert out.count("aten::mm") >= 2
 
 
 def test_the_kernel_in_the_table_is_ours():
