@@ -67,7 +67,7 @@ def tokenizer(smollm2):
 
 
 def write_tiny(path, smollm2, seed=0, **changes):
-    """A random tiny LLaMA with SmolLM2's tokenizer: llama3 RoPE, its own head_dim, grouped queries."""
+    """A random tiny LLaMA with SmolLM2's tokenizer: llama3 RoPE, own head_dim, grouped queries."""
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(TINY | changes))
     copy_companions(smollm2, path)
