@@ -1,12 +1,9 @@
 """Packed and unpacked agree: log-probs, KL, gradients. Truncation and batches by their rules."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from ecliptica.data import packing
-from ecliptica.data.loader import Batches
 from ecliptica.data.packing import pack
 from ecliptica.data.settings import DataConfig
 from ecliptica.data.templates import get_template
@@ -147,30 +144,3 @@ def test_truncation_cuts_the_prompt_on_the_left_then_responses_on_the_right(toke
         3,
         ["x", "same"],
     )
-
-
-def test_batches_depend_on_the_seed_alone_and_every_epoch_is_a_permutation():
-    training = SimpleNamespace(
-        batch_preferences=4, micro_preferences=3, epochs=2, max_steps=0, seed=5
-    )
-    many = [Encoded(str(n), (1,) * (n + 1), ((2,), (3,))) for n in range(10)]
-    batches = Batches(many, training)
-    assert batches.steps == 6
-    epochs = [
-        [
-            name
-            for step in range(e * 3, e * 3 + 3)
-            for batch in batches.step(step)
-            for name in batch.ids
-        ]
-        for e in range(2)
-    ]
-    assert (
-        all(sorted(epoch, key=int) == [str(n) for n in range(10)] for epoch in epochs)
-        and epochs[0] != epochs[1]
-    )
-    torch.rand(7)
-    assert [b.ids for b in Batches(many, training).step(4)] == [b.ids for b in batches.step(4)]
-    assert [len(b.ids) for b in batches.step(0)] == [2, 2] and [
-        len(b.ids) for b in batches.step(2)
-    ] == [2]
