@@ -35,7 +35,7 @@ class Cache:
 # Prompts
 
 
-def common_prefix(prompts: Sequence[Ids]) -> int:
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts start with, leaving at least one of its own to each."""
     first, last = min(prompts), max(prompts)
     limit = min(map(len, prompts)) - 1
