@@ -8,7 +8,7 @@ Letters: T tokens of the batch, H heads, K kv heads, E head width. Padded: N pro
 L the longest of them, C the keys of one: head, longest prompt and longest response together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+ROWS_OF_A_CALL = 8  # prompts or responses in one call of SDPA
 
 # attend(layer, q_THE, k_TKE, v_TKE) -> out_THE
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -63,13 +65,19 @@ class Rows:
             torch.cat((self.index_NL, rows.index_NL), 1), torch.cat((self.real_NL, rows.real_NL), 1)
         )
 
-    def at(self, row_N: torch.Tensor) -> "Rows":
-        """These of the rows; one may stand several times."""
-        return Rows(self.index_NL[row_N], self.real_NL[row_N])
+    def repeated(self, times: int) -> "Rows":
+        """The one row, so many times."""
+        return Rows(self.index_NL.expand(times, -1), self.real_NL.expand(times, -1))
 
     def places_of_real(self) -> torch.Tensor:
         """Where the tokens lie when the rows are laid end to end, in the order of the tokens."""
         return self.real_NL.flatten().nonzero()[:, 0]
+
+
+def _of_similar_length(run_N: torch.Tensor, length_N: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The runs, ROWS_OF_A_CALL at a time, longest with longest: little is padded."""
+    by_length_N = run_N[length_N[run_N].argsort(stable=True)]
+    return iter(by_length_N.split(ROWS_OF_A_CALL)) if len(run_N) else iter(())
 
 
 class Part(NamedTuple):
@@ -81,10 +89,11 @@ class Part(NamedTuple):
 
 
 class PaddedPacked:
-    """SDPA twice: prompts over themselves, then each response over its prompt and itself.
+    """SDPA of prompts over themselves, then of each response over its prompt and itself.
 
-    No score of two siblings is ever made. Only attention sees padding: the linear layers run on the
-    T real tokens. A head takes a call of its own, and then is before every prompt.
+    A few rows of similar length a call; no score of two siblings is ever made. Only attention sees
+    padding: the linear layers run on the T real tokens. A head takes a call of its own, and then is
+    before every prompt.
     """
 
     def __init__(self, document_T: torch.Tensor, branch_T: torch.Tensor) -> None:
@@ -105,21 +114,23 @@ class PaddedPacked:
         self.places = 0
 
         # The head sees itself alone, and so do the prompts if there is none.
-        prompts = Rows.of(start_N[is_prompt_N], length_N[is_prompt_N])
-        context = prompts
         head = None
         if is_head_N.any():
             head = Rows.of(start_N[is_head_N], length_N[is_head_N])
             self._add(head, None)
-            head = head.at(torch.zeros_like(start_N[is_prompt_N]))
-            context = head.then(prompts)
-        self._add(prompts, head)
+        prompt_N = is_prompt_N.nonzero()[:, 0]
+        for some_N in _of_similar_length(prompt_N, length_N):
+            prompts = Rows.of(start_N[some_N], length_N[some_N])
+            self._add(prompts, head and head.repeated(len(some_N)))
 
         # A response sees its context, and of itself what comes before.
-        if is_response_N.any():
-            responses = Rows.of(start_N[is_response_N], length_N[is_response_N])
-            prompt_N = document_N[is_response_N]  # documents and prompts are numbered alike
-            self._add(responses, context.at(prompt_N))
+        response_N = is_response_N.nonzero()[:, 0]
+        for some_N in _of_similar_length(response_N, length_N):
+            own_N = prompt_N[document_N[some_N]]  # documents and prompts are numbered alike
+            context = Rows.of(start_N[own_N], length_N[own_N])
+            if head:
+                context = head.repeated(len(some_N)).then(context)
+            self._add(Rows.of(start_N[some_N], length_N[some_N]), context)
 
     def _add(self, rows: Rows, before: Rows | None) -> None:
         """One more call of SDPA: `rows` over all of what is before them, and over themselves."""
