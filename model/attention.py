@@ -8,7 +8,7 @@ Letters: T tokens of the batch, H heads, K kv heads, E head width. Padded: N pro
 L the longest of them, C the keys of one: head, longest prompt and longest response together.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -21,6 +21,13 @@ ROWS_OF_A_CALL = 8  # prompts or responses in one call of SDPA
 
 # attend(layer, q_THE, k_TKE, v_TKE) -> out_THE
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts start with, leaving at least one of its own to each."""
+    first, last = min(prompts), max(prompts)
+    limit = min(map(len, prompts)) - 1
+    return next((n for n in range(limit) if first[n] != last[n]), limit)
 
 
 def visible(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 import torch.nn.functional as F
 
-from model.attention import Attend, packed_attention
+from model.attention import Attend, common_prefix, packed_attention
 from model.errors import InputError
 from model.llama import Llama
 
@@ -33,13 +33,6 @@ class Cache:
 
 
 # Prompts
-
-
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts start with, leaving at least one of its own to each."""
-    first, last = min(prompts), max(prompts)
-    limit = min(map(len, prompts)) - 1
-    return next((n for n in range(limit) if first[n] != last[n]), limit)
 
 
 def prefill(model: Llama, cache: Cache, prompts: Sequence[Ids]) -> torch.Tensor:

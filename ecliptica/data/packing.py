@@ -10,8 +10,8 @@ import torch
 
 from ecliptica.data.templates import Template, encode_pieces, render_context, response_pieces
 from ecliptica.schema import Counts, Encoded, PackedBatch, Preference
+from model.attention import common_prefix
 from model.errors import InputError
-from model.generate import common_prefix
 from model.tokenizer import Tokenizer
 
 HEAD = -1  # the document of what all contexts of a batch begin with (model/attention.py)
