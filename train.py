@@ -9,11 +9,6 @@ plan.gpu. A run that a signal stopped is saved, and exits with 128 + the signal'
 import sys
 from collections.abc import Sequence
 
-from ecliptica.config import load
-from ecliptica.planning import plan
-from ecliptica.recipe import Config
-from ecliptica.running.ranks import joined
-from ecliptica.training.loop import train
 from model import cli
 
 
@@ -25,6 +20,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--plan", action="store_true", help="print what the run would need, and stop"
     )
     args = parser.parse_intermixed_args(argv)
+
+    # Only now what takes seconds to import: --help and a mistyped flag do not wait for torch.
+    from ecliptica.config import load
+    from ecliptica.planning import plan
+    from ecliptica.recipe import Config
+    from ecliptica.running.ranks import joined
+    from ecliptica.training.loop import train
+
     if args.plan:
         print(plan.report(load(Config, args.recipe, args.overrides)))
         return

@@ -56,13 +56,14 @@ class Encoded:
 class PackedBatch:
     """Preferences in one row: `prompt | response 1 | response 2 | ...`, the prompt once.
 
-    Positions of every response restart after the prompt.
+    Positions of every response restart after the prompt. What all prompts begin with may stand
+    before them once: the head.
     """
 
     tokens_T: torch.Tensor
     positions_T: torch.Tensor
-    document_T: torch.Tensor  # which preference
-    branch_T: torch.Tensor  # 0 prompt, k for response k
+    document_T: torch.Tensor  # which preference; -1 for the head
+    branch_T: torch.Tensor  # 0 head and prompts, k for response k
     rows_R: torch.Tensor  # the hidden row that predicts each response token
     targets_R: torch.Tensor
     segments_R: torch.Tensor  # which sequence, ascending

@@ -1,14 +1,14 @@
 """Who attends to whom in a packed batch: `prompt | response 1 | response 2 | ...` a document.
 
 A token sees, of its own document, everything before it in the prompt (branch 0) and in its own
-branch: a response never sees a sibling.
+branch: a response never sees a sibling. What all prompts of a batch begin with may stand before
+them once, as the batch's head: document -1, which everybody sees.
 
 Letters: T tokens of the batch, H heads, K kv heads, E head width. Padded: N prompts or responses,
-L the longest of them, C the keys of one: the longest prompt, or the longest prompt and
-the longest response together.
+L the longest of them, C the keys of one: head, longest prompt and longest response together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -17,8 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+ROWS_OF_A_CALL = 8  # prompts or responses in one call of SDPA
+
 # attend(layer, q_THE, k_TKE, v_TKE) -> out_THE
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts start with, leaving at least one of its own to each."""
+    first, last = min(prompts), max(prompts)
+    limit = min(map(len, prompts)) - 1
+    return next((n for n in range(limit) if first[n] != last[n]), limit)
 
 
 def visible(
@@ -27,13 +36,15 @@ def visible(
     """The rule itself, on index tensors: may token `query` see token `key`?"""
     same_document = document_T[query] == document_T[key]
     prompt_or_own = (branch_T[key] == 0) | (branch_T[key] == branch_T[query])
-    return same_document & prompt_or_own & (query >= key)
+    of_head = document_T[key] < 0
+    return (same_document & prompt_or_own | of_head) & (query >= key)
 
 
 def packed_attention(document_T: torch.Tensor, branch_T: torch.Tensor) -> Attend:
     """The attention function of one packed batch, chosen by device.
 
-    document_T: int64, ascending; branch_T: int64, 0 for prompt tokens, 1.. for responses.
+    document_T: int64, ascending, -1 for the head; branch_T: int64, 0 for tokens of head and
+    prompts, 1.. for responses.
     """
     if document_T.is_cuda:
         return FlexPacked(document_T, branch_T)
@@ -55,9 +66,25 @@ class Rows:
         index_NL = start_N[:, None] + torch.minimum(column_L, length_N1 - 1)
         return cls(index_NL, column_L < length_N1)
 
+    def then(self, rows: "Rows") -> "Rows":
+        """Each row with one of `rows` behind it."""
+        return Rows(
+            torch.cat((self.index_NL, rows.index_NL), 1), torch.cat((self.real_NL, rows.real_NL), 1)
+        )
+
+    def repeated(self, times: int) -> "Rows":
+        """The one row, so many times."""
+        return Rows(self.index_NL.expand(times, -1), self.real_NL.expand(times, -1))
+
     def places_of_real(self) -> torch.Tensor:
         """Where the tokens lie when the rows are laid end to end, in the order of the tokens."""
         return self.real_NL.flatten().nonzero()[:, 0]
+
+
+def _of_similar_length(run_N: torch.Tensor, length_N: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The runs, ROWS_OF_A_CALL at a time, longest with longest: little is padded."""
+    by_length_N = run_N[length_N[run_N].argsort(stable=True)]
+    return iter(by_length_N.split(ROWS_OF_A_CALL)) if len(run_N) else iter(())
 
 
 class Part(NamedTuple):
@@ -69,51 +96,68 @@ class Part(NamedTuple):
 
 
 class PaddedPacked:
-    """SDPA twice: prompts over themselves, then each response over its prompt and itself.
+    """SDPA of prompts over themselves, then of each response over its prompt and itself.
 
-    No score of two siblings is ever made. Only attention sees padding: the linear layers run on the
-    T real tokens.
+    A few rows of similar length a call; no score of two siblings is ever made. Only attention sees
+    padding: the linear layers run on the T real tokens. A head takes a call of its own, and then is
+    before every prompt.
     """
 
     def __init__(self, document_T: torch.Tensor, branch_T: torch.Tensor) -> None:
         """Every document begins with a prompt of at least one token."""
-        # A run is a prompt or a response: it ends where the document or the branch changes.
+        # A run is the head, a prompt or a response: it ends where document or branch changes.
         changes = document_T.diff().ne(0) | branch_T.diff().ne(0)
         run_T = torch.cat((document_T.new_zeros(1), changes.cumsum(0)))
         length_N = torch.bincount(run_T)
         start_N = length_N.cumsum(0) - length_N
-        is_prompt_N = branch_T[start_N] == 0
-
-        # Prompts see themselves alone. Their results come first.
-        prompts = Rows.of(start_N[is_prompt_N], length_N[is_prompt_N])
-        self.parts = [Part(prompts.index_NL, prompts.index_NL, None)]
+        document_N = document_T[start_N]
+        is_head_N = document_N < 0
+        is_response_N = branch_T[start_N] > 0
+        is_prompt_N = ~is_head_N & ~is_response_N
 
         # Where the result of each token lies, all rows of all parts laid end to end.
+        self.parts: list[Part] = []
         self.slot_T = torch.empty_like(run_T)
-        self.slot_T[prompts.index_NL[prompts.real_NL]] = prompts.places_of_real()
-        if is_prompt_N.all():
-            return
+        self.places = 0
 
-        # A response sees its prompt, and of itself what comes before.
-        is_response_N = ~is_prompt_N
-        responses = Rows.of(start_N[is_response_N], length_N[is_response_N])
-        prompt_N = document_T[start_N[is_response_N]]  # documents and prompts are numbered alike
-        key_NC = torch.cat((prompts.index_NL[prompt_N], responses.index_NL), 1)
-        mask_NLC = self._mask(prompts.real_NL[prompt_N], responses.real_NL)
-        self.parts.append(Part(responses.index_NL, key_NC, mask_NLC[:, None]))
-        after_prompts = prompts.index_NL.numel()
-        self.slot_T[responses.index_NL[responses.real_NL]] = (
-            after_prompts + responses.places_of_real()
-        )
+        # The head sees itself alone, and so do the prompts if there is none.
+        head = None
+        if is_head_N.any():
+            head = Rows.of(start_N[is_head_N], length_N[is_head_N])
+            self._add(head, None)
+        prompt_N = is_prompt_N.nonzero()[:, 0]
+        for some_N in _of_similar_length(prompt_N, length_N):
+            prompts = Rows.of(start_N[some_N], length_N[some_N])
+            self._add(prompts, head and head.repeated(len(some_N)))
+
+        # A response sees its context, and of itself what comes before.
+        response_N = is_response_N.nonzero()[:, 0]
+        for some_N in _of_similar_length(response_N, length_N):
+            own_N = prompt_N[document_N[some_N]]  # documents and prompts are numbered alike
+            context = Rows.of(start_N[own_N], length_N[own_N])
+            if head:
+                context = head.repeated(len(some_N)).then(context)
+            self._add(Rows.of(start_N[some_N], length_N[some_N]), context)
+
+    def _add(self, rows: Rows, before: Rows | None) -> None:
+        """One more call of SDPA: `rows` over all of what is before them, and over themselves."""
+        if before is None:
+            self.parts.append(Part(rows.index_NL, rows.index_NL, None))
+        else:
+            keys = before.then(rows)
+            mask_NLC = self._mask(before.real_NL, rows.real_NL)
+            self.parts.append(Part(rows.index_NL, keys.index_NL, mask_NLC[:, None]))
+        self.slot_T[rows.index_NL[rows.real_NL]] = self.places + rows.places_of_real()
+        self.places += rows.index_NL.numel()
 
     @staticmethod
-    def _mask(real_prompt_NC: torch.Tensor, real_NL: torch.Tensor) -> torch.Tensor:
-        """[N, L, C]: all that is real of the prompt, and a triangle of the response itself."""
+    def _mask(real_before_NC: torch.Tensor, real_NL: torch.Tensor) -> torch.Tensor:
+        """[N, L, C]: all that is real before the rows, and a triangle of the rows themselves."""
         rows, length = real_NL.shape
         square = torch.ones(length, length, dtype=torch.bool, device=real_NL.device)
-        prompt_NLC = real_prompt_NC[:, None].expand(-1, length, -1)
+        before_NLC = real_before_NC[:, None].expand(-1, length, -1)
         earlier_NLL = square.tril().expand(rows, -1, -1)
-        return torch.cat((prompt_NLC, earlier_NLL), 2)
+        return torch.cat((before_NLC, earlier_NLL), 2)
 
     def __call__(
         self, layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor

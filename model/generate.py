@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 import torch.nn.functional as F
 
-from model.attention import Attend, packed_attention
+from model.attention import Attend, common_prefix, packed_attention
 from model.errors import InputError
 from model.llama import Llama
 
@@ -26,15 +26,13 @@ class Cache:
         self.k = torch.zeros(shape, dtype=model.dtype, device=device)
         self.v = torch.zeros(shape, dtype=model.dtype, device=device)
 
+    def move(self, source: int, target: int) -> None:
+        """Row `source` into the place of row `target`, whose own is forgotten."""
+        self.k[:, target] = self.k[:, source]
+        self.v[:, target] = self.v[:, source]
+
 
 # Prompts
-
-
-def common_prefix(prompts: Sequence[Ids]) -> int:
-    """How many tokens all prompts start with, leaving at least one of its own to each."""
-    first, last = min(prompts), max(prompts)
-    limit = min(map(len, prompts)) - 1
-    return next((n for n in range(limit) if first[n] != last[n]), limit)
 
 
 def prefill(model: Llama, cache: Cache, prompts: Sequence[Ids]) -> torch.Tensor:
@@ -101,9 +99,10 @@ def _filling(
 def decode_attention(cache: Cache, length_N: torch.Tensor) -> Attend:
     """Attention of one new token a row, at position length_N: the cache up to and with it.
 
-    Query heads of a kv head go as rows.
+    The first N rows of the cache; query heads of a kv head go as rows.
     """
-    rows_N = torch.arange(len(length_N), device=length_N.device)
+    N = len(length_N)
+    rows_N = torch.arange(N, device=length_N.device)
     used = int(length_N.max()) + 1
     mask_NL = torch.arange(used, device=length_N.device) <= length_N[:, None]
     mask_N11L = mask_NL[:, None, None]
@@ -114,8 +113,8 @@ def decode_attention(cache: Cache, length_N: torch.Tensor) -> Attend:
         for stored_NKLE, x_NKE in ((cache.k[layer], k_NKE), (cache.v[layer], v_NKE)):
             stored_NKLE[rows_N, :, length_N] = x_NKE
         q_NKGE = q_NHE.unflatten(1, (k_NKE.shape[1], -1))
-        k_NKLE = cache.k[layer][:, :, :used]
-        v_NKLE = cache.v[layer][:, :, :used]
+        k_NKLE = cache.k[layer][:N, :, :used]
+        v_NKLE = cache.v[layer][:N, :, :used]
         out_NKGE = F.scaled_dot_product_attention(q_NKGE, k_NKLE, v_NKLE, attn_mask=mask_N11L)
         return out_NKGE.flatten(1, 2)
 
@@ -158,7 +157,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
-    agreed: Callable[[torch.Tensor], bool] = bool,
+    agreed: Callable[[bool], bool] = bool,
 ) -> list[Ids]:
     """Continue each prompt by at most `max_new_tokens`; the stop token is not in the result.
 
@@ -166,30 +165,58 @@ def generate(
     depend on its neighbours. agreed(done): whether to stop, given whether every row here is done;
     with a sharded model ranks must stop together. Raises InputError if the model computes NaN.
     """
+    answers: list[Ids] = [[] for _ in prompts]
     if not prompts or max_new_tokens < 1:
-        return [[] for _ in prompts]
+        return answers
     device = model.head_weight_VD.device
     cache = Cache(model, len(prompts), max(map(len, prompts)) + max_new_tokens)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(prompts))]
     stops = torch.tensor(sorted(stop_ids), device=device, dtype=torch.int64)
     length_N = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    done_N = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+
+    # The prompts whose answers go on, in the order of the cache's rows; answers that ended make
+    # room for the last row, so that no product is computed for them.
+    going_on = list(range(len(prompts)))
+    done = False
 
     # The head is read after a forward, which gathers a sharded one.
     hidden_ND = prefill(model, cache, prompts)
     head_VD = model.head_weight_VD.to(model.dtype)
-    chosen = []
-    for _ in range(max_new_tokens):
+    for step in range(max_new_tokens):
         _check_finite(hidden_ND)
-        tokens_N = choose(F.linear(hidden_ND, head_VD), temperature, top_p, generators)
-        done_N = done_N | torch.isin(tokens_N, stops)
-        chosen.append(torch.where(done_N, -1, tokens_N))
-        if agreed(done_N.all()):
+        mine = [generators[prompt] for prompt in going_on]
+        tokens_N = choose(F.linear(hidden_ND, head_VD), temperature, top_p, mine)
+        ended_N = torch.isin(tokens_N, stops).tolist()
+        if not done:
+            for prompt, token, ended in zip(going_on, tokens_N.tolist(), ended_N):
+                if not ended:
+                    answers[prompt].append(token)
+        done = done or all(ended_N)
+        if agreed(done) or step == max_new_tokens - 1:
             break
+
+        # A rank that is done keeps its rows: its forwards are for the others' collectives.
+        if any(ended_N) and not done:
+            rows = _close_up(cache, ended_N)
+            going_on = [going_on[row] for row in rows]
+            tokens_N = tokens_N[rows]
+            length_N = length_N[rows]
         hidden_ND = model.forward_hidden(tokens_N, length_N, decode_attention(cache, length_N))
         length_N = length_N + 1
-    tokens_by_row = torch.stack(chosen, 1).tolist()
-    return [[token for token in row if token >= 0] for row in tokens_by_row]
+    return answers
+
+
+def _close_up(cache: Cache, ended_N: Sequence[bool]) -> list[int]:
+    """Fill the places of ended rows from the end; which row is now in each place."""
+    rows = list(range(len(ended_N)))
+    for place in reversed(range(len(ended_N))):
+        if not ended_N[place]:
+            continue
+        last = rows.pop()
+        if place < len(rows):
+            rows[place] = last
+            cache.move(len(rows), place)
+    return rows
 
 
 def _check_finite(hidden_ND: torch.Tensor) -> None:

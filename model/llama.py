@@ -18,6 +18,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from model import cpu_layers
 from model.attention import Attend
 from model.config import LlamaConfig
 
@@ -54,7 +55,8 @@ def fused(x: torch.Tensor) -> bool:
     """Whether RMSNorm and SwiGLU are our kernels': in an eager block on CUDA.
 
     A block under torch.compile leaves both to the compiler, which joins them with their neighbours
-    and would have to stop at an operator of ours. On a CPU it is torch.
+    and would have to stop at an operator of ours. On a CPU they are model/cpu_layers.py's where
+    that suits, else torch's.
     """
     return TRITON and x.is_cuda and not torch.compiler.is_compiling()
 
@@ -84,6 +86,8 @@ class RMSNorm(nn.Module):
         weight = self.weight.to(x.dtype)
         if fused(x):
             return rms_norm(x, weight, self.eps)
+        if cpu_layers.suits(x):
+            return cpu_layers.rms_norm(x, weight, self.eps)
         return F.rms_norm(x, x.shape[-1:], weight, self.eps)
 
 
@@ -125,6 +129,8 @@ def rope_tables(positions_T: torch.Tensor, frequencies: torch.Tensor, dtype: tor
 
 def rotate(x_THE: torch.Tensor, cos_TE: torch.Tensor, sin_TE: torch.Tensor) -> torch.Tensor:
     """Rotate-half RoPE of every head, [T, H, E]."""
+    if cpu_layers.suits(x_THE):
+        return cpu_layers.rotate(x_THE, cos_TE, sin_TE)
     first, second = x_THE.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return x_THE * cos_TE[:, None] + turned * sin_TE[:, None]
@@ -167,7 +173,12 @@ class MLP(nn.Module):
         """[T, D] -> [T, D]."""
         gate_TI = self.gate_proj(x_TD)
         up_TI = self.up_proj(x_TD)
-        inner_TI = swiglu(gate_TI, up_TI) if fused(x_TD) else F.silu(gate_TI) * up_TI
+        if fused(x_TD):
+            inner_TI = swiglu(gate_TI, up_TI)
+        elif cpu_layers.suits(x_TD):
+            inner_TI = cpu_layers.swiglu(gate_TI, up_TI)
+        else:
+            inner_TI = F.silu(gate_TI) * up_TI
         return self.down_proj(inner_TI)
 
 

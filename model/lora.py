@@ -8,10 +8,12 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from model.adapter_config import FILE
 from model.adapters import PREFIX, SIDES, WEIGHTS, Adapter, Pair, joined, linear_layers
@@ -53,11 +55,55 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., F]."""
-        y = self.base(x)
         if not self.enabled:
-            return y
+            return self.base(x)
+        if self._merges(x):
+            return _MergedProduct.apply(x, self.base.weight, self.lora_A, self.scale * self.lora_B)
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))
-        return y + F.linear(low, (self.scale * self.lora_B).to(x.dtype))
+        return self.base(x) + F.linear(low, (self.scale * self.lora_B).to(x.dtype))
+
+    def _merges(self, x: torch.Tensor) -> bool:
+        """Whether W + scale B A is made first: on a CPU, for enough rows to pay for making it.
+
+        Only in float32, where a small update is not rounded away by the weight that it joins.
+        """
+        exact = x.dtype == self.base.weight.dtype == torch.float32
+        drops = self.training and self.dropout > 0
+        many = x.dim() == 2 and len(x) >= min(self.base.weight.shape)
+        eager = not torch.compiler.is_compiling()
+        return x.device.type == "cpu" and exact and many and eager and not drops
+
+
+class _MergedProduct(torch.autograd.Function):
+    """y = x (W + B A)^T by one product, W frozen, B already scaled.
+
+    The merged weight is made again in the backward: [F, D] once more costs less than a pass over
+    the [rows, F] of y, of which B (A x) beside W x takes several. Letters: N rows of x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: torch.Tensor,
+        weight_FD: torch.Tensor,
+        A_RD: torch.Tensor,
+        B_FR: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x_ND, weight_FD, A_RD, B_FR)
+        return F.linear(x_ND, torch.addmm(weight_FD, B_FR, A_RD))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_NF: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """dx = dy (W + B A), dA = (dy B)^T x, dB = dy^T (x A^T)."""
+        x_ND, weight_FD, A_RD, B_FR = ctx.saved_tensors
+        dx_ND = None
+        if ctx.needs_input_grad[0]:
+            dx_ND = dy_NF @ torch.addmm(weight_FD, B_FR, A_RD)
+        # Thin factors lie along the long axis: the library is several times slower otherwise.
+        dlow_NR = F.linear(dy_NF, B_FR.T.contiguous())
+        low_NR = F.linear(x_ND, A_RD)
+        return dx_ND, None, dlow_NR.T @ x_ND, (low_NR.T @ dy_NF).T
 
 
 # Layers

@@ -10,8 +10,12 @@ import torch
 
 from ecliptica.data.templates import Template, encode_pieces, render_context, response_pieces
 from ecliptica.schema import Counts, Encoded, PackedBatch, Preference
+from model.attention import common_prefix
 from model.errors import InputError
 from model.tokenizer import Tokenizer
+
+HEAD = -1  # the document of what all contexts of a batch begin with (model/attention.py)
+LEAST_SAVED = 32  # tokens; about what one more call of attention a layer costs on a CPU
 
 
 def encode(
@@ -73,7 +77,7 @@ def encode(
 
 
 def pack(examples: Sequence[Encoded]) -> PackedBatch:
-    """Several examples in one row.
+    """Several examples in one row; what all contexts begin with stands before them once.
 
     Masks come from lengths alone, never from token values (pad may equal eos). Raises InputError
     for a response of no tokens.
@@ -94,9 +98,12 @@ def pack(examples: Sequence[Encoded]) -> PackedBatch:
         documents.extend([document] * len(ids))
         branches.extend([branch] * len(ids))
 
+    head = worthwhile_head([example.context for example in examples])
+    if head:
+        add(examples[0].context[:head], 0, HEAD, 0)
     for document, example in enumerate(examples):
         _check(example)
-        add(example.context, 0, document, 0)
+        add(example.context[head:], head, document, 0)
         last_of_prompt = len(tokens) - 1
         for branch, response in enumerate(example.responses, start=1):
             # The prompt's last token predicts the first of a response, each of that the next.
@@ -120,6 +127,13 @@ def pack(examples: Sequence[Encoded]) -> PackedBatch:
         ids=tuple(example.id for example in examples),
         keys=tuple(example.key for example in examples),
     )
+
+
+def worthwhile_head(contexts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all contexts begin with, leaving at least one of its own to each; 0 where
+    computing them once saves less than the attention call that they cost."""
+    shared = common_prefix(contexts)
+    return shared if shared * (len(contexts) - 1) >= LEAST_SAVED else 0
 
 
 def _ids(values: list[int]) -> torch.Tensor:

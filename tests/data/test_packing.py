@@ -69,6 +69,31 @@ def test_packing_equals_one_sequence_at_a_time(policy):
     )
 
 
+def test_a_head_that_all_contexts_share_is_computed_once(policy):
+    """The same numbers and gradients as one sequence at a time, from fewer tokens."""
+    shared = tuple(range(50, 62))
+    several = [
+        Encoded(e.id, shared + e.context, e.responses, e.scores) for e in examples(4, responses=2)
+    ]
+    batch = pack(several)
+    assert batch.tokens_T[:12].tolist() == list(shared)
+    assert batch.tokens_T.numel() == sum(e.tokens for e in several) - 3 * 12
+    alone = [
+        [Encoded(e.id, e.context, (response,), (0.0,))] for e in several for response in e.responses
+    ]
+    want = measure(policy, alone)
+    got = measure(policy, [several])
+    for name, ours, theirs in zip(("logp", "kl"), got, want):
+        assert (ours - theirs).abs().max() < 2e-4, name
+    for ours, theirs in zip(got[2], want[2], strict=True):
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+def test_a_head_of_a_few_tokens_is_not_worth_a_call():
+    several = [Encoded("e", (9, 9, n), ((4,),), (0.0,)) for n in range(3, 8)]
+    assert pack(several).document_T.min() == 0
+
+
 def test_log_probs_equal_dense_float64(policy, tiny):
     """Every response behind its own copy of the prompt, full logits, float64."""
     wide = load_model(tiny, torch.float64)

@@ -89,14 +89,19 @@ def test_llama3_frequencies_by_the_definition(tiny):
 LAYOUT = (torch.tensor([0] * 9 + [1] * 5), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 0, 0, 1, 2, 2]))
 
 
+@pytest.mark.parametrize("head", [0, 4])
 @pytest.mark.parametrize("strategy", [PaddedPacked, FlexPacked])
-def test_attention_sees_the_prompt_and_its_own_branch_only(strategy):
-    document_T, branch_T = LAYOUT
+def test_attention_sees_the_prompt_and_its_own_branch_only(strategy, head):
+    """And the head that all prompts of the batch begin with."""
+    document_T = torch.cat((torch.full((head,), -1), LAYOUT[0]))
+    branch_T = torch.cat((torch.zeros(head, dtype=torch.int64), LAYOUT[1]))
+    T = 14 + head
     g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(14, heads, 16, generator=g) for heads in (4, 2, 2))
+    q, k, v = (torch.randn(T, heads, 16, generator=g) for heads in (4, 2, 2))
     got = strategy(document_T, branch_T)(0, q, k, v)
-    mask = visible(document_T, branch_T, torch.arange(14)[:, None], torch.arange(14)[None])
-    assert mask.sum() == sum(3 * b + n for b, n in ((0, 6), (2, 3), (3, 6), (1, 1))) + 3 + 3 + 7
+    mask = visible(document_T, branch_T, torch.arange(T)[:, None], torch.arange(T)[None])
+    runs = sum(3 * b + n for b, n in ((0, 6), (2, 3), (3, 6), (1, 1))) + 3 + 3 + 7
+    assert mask.sum() == runs + 14 * head + head * (head + 1) // 2
     for head in range(4):
         scores = (q[:, head].double() @ k[:, head // 2].double().T) / 4
         want = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v[:, head // 2].double()

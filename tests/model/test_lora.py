@@ -7,7 +7,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.errors import InputError
-from model.lora import adapters_off, add_lora, load_adapter, lora_layers, merge_lora, save_adapter
+from model.llama import Linear
+from model.lora import (
+    LoRALinear,
+    adapters_off,
+    add_lora,
+    load_adapter,
+    lora_layers,
+    merge_lora,
+    save_adapter,
+)
 from model.weights import load_model
 from tests.model.test_llama import logits
 
@@ -109,3 +118,34 @@ def test_what_does_not_fit_is_named(tiny, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(InputError, match="use_dora = True is not supported"):
         load_adapter(load_model(tiny), tmp_path)
+
+
+@pytest.mark.parametrize("rows", [5, 40], ids=["a product of its own", "merged"])
+def test_an_adapted_layer_equals_float64(rows):
+    """Few rows go through A and B, many through W + scale B A: one function, the same gradients."""
+    torch.manual_seed(0)
+    base = Linear(24, 32)
+    torch.nn.init.normal_(base.weight)
+    base.requires_grad_(False)
+    layer = LoRALinear(base, rank=3, alpha=6)
+    torch.nn.init.normal_(layer.lora_A)
+    torch.nn.init.normal_(layer.lora_B)
+    x = torch.randn(rows, 24, requires_grad=True)
+    upstream = torch.randn(rows, 32)
+    assert layer._merges(x) == (rows == 40)
+
+    y = layer(x)
+    got = [y, *torch.autograd.grad(y, [x, layer.lora_A, layer.lora_B], upstream)]
+    leaves = [t.detach().double().requires_grad_() for t in (x, layer.lora_A, layer.lora_B)]
+    wide = leaves[0] @ base.weight.double().T + 2 * leaves[0] @ leaves[1].T @ leaves[2].T
+    want = [wide, *torch.autograd.grad(wide, leaves, upstream.double())]
+    for name, ours, oracle in zip(("y", "dx", "dA", "dB"), got, want):
+        distance = (ours.double() - oracle).abs().max() / oracle.abs().max()
+        assert distance < 1e-6, (name, distance)
+
+
+def test_what_does_not_merge():
+    """Dropout needs A's input apart, half precision would round the update away."""
+    layer = LoRALinear(Linear(8, 8), rank=2, alpha=4, dropout=0.5)
+    x = torch.zeros(16, 8)
+    assert not layer._merges(x) and not layer.eval()._merges(x.bfloat16()) and layer._merges(x)
