@@ -4,8 +4,13 @@ answers measured with it. The metrics are in generation_fidelity.py and publishe
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ecliptica.evaluation.metrics import mean, published
-from ecliptica.evaluation.metrics.generation_fidelity import Classifier, Retrieval, other_prompts
+from ecliptica.evaluation.metrics import loops, mean, published
+from ecliptica.evaluation.metrics.generation_fidelity import (
+    Classifier,
+    Retrieval,
+    other_prompts,
+    words,
+)
 from ecliptica.isd.bank import Entry, referenced
 from model.errors import InputError
 
@@ -69,7 +74,10 @@ class Judge:
 
         shift = published.shift([line["r"] for line in lines.values()])
         whole = {column: mean(list(values.values())) for column, values in each.items()}
+        texts = [line["r"] for line in lines.values()]
         whole["cut"] = mean([line["truncated"] for line in lines.values()])
+        whole["loops"] = mean([loops.is_loop(text) for text in texts])
+        whole["words"] = mean([len(words(text)) for text in texts])
         whole["published_fidelity"] = mean(fidelities)
         whole["published_shift"] = shift
         whole["published_m1"] = published.m1(fidelities, shift)

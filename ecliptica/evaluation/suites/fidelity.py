@@ -14,13 +14,13 @@ from ecliptica.config import option
 from ecliptica.evaluation.banks import AT_LEAST_ONE, SHIPPED
 from ecliptica.evaluation.grid import MEANT
 from ecliptica.evaluation.judge import Answered, Judge
-from ecliptica.evaluation.metrics import generation_fidelity, published
+from ecliptica.evaluation.metrics import generation_fidelity, loops, published
 from ecliptica.evaluation.suites import Asked, Details, Study, Suite
 from ecliptica.evaluation.written_answers import read_answers
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, load_bank, load_instructions
 from model.errors import InputError
 
-METRICS = (*generation_fidelity.METRICS, *published.METRICS)
+METRICS = (*generation_fidelity.METRICS, *loops.METRICS, *published.METRICS)
 
 
 @dataclass(frozen=True)
