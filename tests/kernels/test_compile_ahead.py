@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kernels
-from kernels.tools.compile_ahead import SHARED_LIMIT, Usage, order_of_stores
+from kernels.tools.compile_ahead import ALLOWED_SPILL, SHARED_LIMIT, Usage, order_of_stores
 
 # Called by other kernels, never launched.
 INSIDE_OTHERS = {"tile_logits", "tile_logits_of_two"}
@@ -28,11 +28,12 @@ def kernels_in_the_sources():
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's tools are for Linux")
 def test_kernels_compile_without_spills_and_use_the_matrix_units():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    # float16 makes the code of bfloat16 with other conversions: one chip is enough.
+    # Every chip for the usual dtype. Only the command compiles float32 for the others, and float16,
+    # which makes the code of bfloat16 with other conversions.
     code = (
         "from kernels.tools.compile_ahead import main\n"
-        "failed = main(['--dtype', 'float32', 'bfloat16'])\n"
-        "failed += main(['--dtype', 'float16', '--arch', '90'])\n"
+        "failed = main(['--dtype', 'bfloat16'])\n"
+        "failed += main(['--dtype', 'float32', '--arch', '90'])\n"
         "raise SystemExit(failed)"
     )
     command = [sys.executable, "-c", code]
@@ -43,18 +44,18 @@ def test_kernels_compile_without_spills_and_use_the_matrix_units():
     table = [m.groups() for m in map(re.compile(pattern).fullmatch, done.stdout.splitlines()) if m]
     for name, arch, spilled, shared, limit, product, order in table:
         where = f"{name} on {arch}"
-        assert int(spilled) == 0, where
+        assert int(spilled) <= ALLOWED_SPILL, where
         assert int(shared) <= int(limit) == SHARED_LIMIT[int(arch[3:])], where
-        if name.startswith(("stream_logp_kl bf16", "stream_logp_kl fp16")):
+        if name.startswith("stream_logp_kl bf16"):
             assert product == PRODUCT[arch], where
         if WORKS_IN_PLACE.match(name):
             assert re.fullmatch(r"L[L|]*\|S+", order), f"{where}: {order}"
 
-    compiled = {name for name, *_ in table}
-    assert {name.split()[0] for name in compiled} == kernels_in_the_sources() - INSIDE_OTHERS
-    half = {name for name in compiled if " fp16" in name}
-    assert half == {name.replace(" bf16", " fp16") for name in compiled if " bf16" in name}
-    assert len(set(table)) == 3 * len(compiled - half) + len(half)
+    compiled = {(name, arch) for name, arch, *_ in table}
+    assert {name.split()[0] for name, _ in compiled} == kernels_in_the_sources() - INSIDE_OTHERS
+    half = {name for name, _ in compiled if " bf16" in name}
+    assert {(name, arch) for name in half for arch in PRODUCT} <= compiled
+    assert {(name.replace(" bf16", " fp32"), "sm_90") for name in half} <= compiled
 
 
 def test_what_counts_as_a_problem():
@@ -67,7 +68,7 @@ def test_what_counts_as_a_problem():
         "product": "wgmma",
     }
     assert Usage(**good).problem == ""
-    assert "spills 8" in Usage(**good | {"spilled": 8}).problem
+    assert "spills 24" in Usage(**good | {"spilled": 24}).problem
     assert "shared memory" in Usage(**good | {"shared": 228 << 10}).problem
     assert "wgmma" in Usage(**good | {"product": "mma"}).problem
     assert Usage(**good | {"order": "LL|S"}).problem == ""

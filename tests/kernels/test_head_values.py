@@ -59,11 +59,10 @@ def test_vocabularies_around_a_tile(vocabulary, backend, real_tiles):
 @pytest.mark.parametrize(
     "vocabulary",
     [
-        4095,  # one less than a block of the row kernels
+        4095,  # one less than two blocks of the row kernels, and than a slice
         50257,  # GPT-2: odd
-        128256,  # Llama 3
-        129920,  # a row of bfloat16 and float32 blocks that end together
-        151936,  # Qwen
+        128256,  # Llama 3: a multiple of 64, the last slice of the sliced forward not full
+        151936,  # Qwen, the largest
     ],
 )
 def test_vocabularies_of_models(vocabulary, backend):
