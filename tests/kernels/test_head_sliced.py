@@ -16,7 +16,7 @@ def narrow_slices(monkeypatch):
 def growing(dtype, span):
     """Logits whose maximum, and whose distance to the reference, grow by `span` over the slices."""
     g = torch.Generator().manual_seed(0)
-    T, D, V = 20, 16, 700
+    T, D, V = 8, 16, 700
     hidden = torch.randn(T, D, generator=g).abs()
     weight = 0.3 * torch.randn(V, D, generator=g)
     weight[:, 0] += torch.linspace(0, span, V)
@@ -31,17 +31,15 @@ def growing(dtype, span):
 
 
 @pytest.mark.parametrize(
-    "dtype, gradient",
-    [(torch.float32, 1e-4), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    "span",
+    "span, dtype, gradient",
     [
-        0.0,  # nothing moves but the shift of the first slice
-        12.0,  # the maximum grows within the slack of bfloat16
-        90.0,  # the scale moves several times, and e^90 is beyond float32
+        (0.0, torch.bfloat16, 1e-2),  # nothing moves but the shift of the first slice
+        (12.0, torch.bfloat16, 1e-2),  # the maximum grows within the slack of bfloat16
+        (12.0, torch.float16, 1e-2),  # float16 has no slack
+        (90.0, torch.bfloat16, 1e-2),  # the scale moves several times, and e^90 is beyond float32
+        (90.0, torch.float32, 1e-4),
     ],
+    ids=str,
 )
 def test_logits_that_grow_over_the_slices(span, dtype, gradient):
     floats, index, up = growing(dtype, span)
