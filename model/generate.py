@@ -132,9 +132,12 @@ def choose(
     temperature 0: the most likely; else sampled from the smallest set of probability >= top_p, a
     generator a row.
     """
-    scaled_NV = logits_NV.float() / temperature if temperature else logits_NV
+    _check_finite(logits_NV)
+    if temperature == 0:
+        return logits_NV.argmax(-1)
+    scaled_NV = logits_NV.float() / temperature
     # So cold that the quotient is beyond float32: only the most likely is left.
-    if temperature == 0 or not scaled_NV.isfinite().all():
+    if not scaled_NV.max(-1).values.isfinite().all():
         return logits_NV.argmax(-1)
     probs_NV, order_NV = scaled_NV.softmax(-1).sort(-1, descending=True)
     before_NV = probs_NV.cumsum(-1) - probs_NV
@@ -183,7 +186,6 @@ def generate(
     hidden_ND = prefill(model, cache, prompts)
     head_VD = model.head_weight_VD.to(model.dtype)
     for step in range(max_new_tokens):
-        _check_finite(hidden_ND)
         mine = [generators[prompt] for prompt in going_on]
         tokens_N = choose(F.linear(hidden_ND, head_VD), temperature, top_p, mine)
         ended_N = torch.isin(tokens_N, stops).tolist()
@@ -219,10 +221,13 @@ def _close_up(cache: Cache, ended_N: Sequence[bool]) -> list[int]:
     return rows
 
 
-def _check_finite(hidden_ND: torch.Tensor) -> None:
-    """An argmax over NaN is a token like any other: said here, not answered with."""
-    if not hidden_ND.isfinite().all():
+def _check_finite(logits_NV: torch.Tensor) -> None:
+    """An argmax over NaN is a token like any other: said here, not answered with.
+
+    The largest logit of a row is NaN if one is; -inf is a token that is masked.
+    """
+    if not logits_NV.max(-1).values.isfinite().all():
         raise InputError(
-            f"the model computes NaN or infinity in {hidden_ND.dtype}; its weights overflowed in "
-            "training, or need a wider dtype: try float32"
+            f"the model's logits are NaN or infinite in {logits_NV.dtype}; its weights overflowed "
+            "in training, or need a wider dtype: try float32"
         )

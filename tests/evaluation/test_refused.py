@@ -133,14 +133,6 @@ def test_a_model_that_overflowed_is_no_result(name, overflowed, place, capsys):
         assert "NaN" not in (out / "samples.jsonl").read_text()
 
 
-def test_a_temperature_too_near_0_is_no_sample(tiny, place, capsys):
-    """The logits overflow when they are divided by it."""
-    options = [*DATA, "--max-new-tokens", "3", "--temperature", "1e-38"]
-    words = command("generate", tiny, place / "out", *options)
-    assert cli.run(evaluate.main, [word.format(place=place) for word in words]) == 2
-    assert "the temperature is too near 0" in capsys.readouterr().err
-
-
 def test_a_disk_that_is_full_is_said(tiny, place, capsys, monkeypatch):
     """Nothing half is left: neither scores nor texts are files until they are whole."""
     words = ["score", "--model", str(tiny), "--template", "chatml", "--out", "/dev/full", *DATA]

@@ -12,7 +12,7 @@ def test_a_model_that_computes_nan_gives_no_answer(tiny):
     model = load_model(tiny)
     model.model.layers[1].mlp.down_proj.weight.data.fill_(3e38)  # finite, its products are not
     for temperature in (0.0, 1.0):
-        with pytest.raises(InputError, match="computes NaN or infinity in torch.float32"):
+        with pytest.raises(InputError, match="logits are NaN or infinite in torch.float32"):
             generate(model, [[5, 6], [7]], 3, {2}, temperature)
 
 
