@@ -13,7 +13,6 @@ recipe and overrides, ecliptica/flags.py from a command line. A dataclass may ha
 and a field may be a section of its own, whose dataclass one of its keys decides (`section`).
 """
 
-import copy
 import dataclasses
 import difflib
 import json
@@ -133,33 +132,46 @@ def load(
     if recipe is not None:
         path = recipe_path(recipe)
         table, where, name = read_toml(path, "a TOML recipe"), str(path), path.stem
-    written = copy.deepcopy(table)
+    changes = {}
     for override in overrides:
-        put(table, override, where)
+        put(changes, override, where)
     for field in fields(kind):
         if field.metadata.get("variants"):
-            _set_aside(field, table, written)
+            _set_aside(field, table, changes)
+    _merge(table, changes, where)
     return from_table(kind, table, where, name)
 
 
-def _set_aside(field: Field, table: dict[str, Any], written: dict[str, Any]) -> None:
+def _set_aside(field: Field, table: dict[str, Any], changes: dict[str, Any]) -> None:
     """Another variant by an override: the recipe's keys that only its own variant reads fall away.
 
-    `train.py demo objective.name=dpo` keeps beta of the recipe's cita, and not its KL weights.
+    `train.py demo objective.name=dpo` keeps beta of the recipe's cita, and not its KL weights; a
+    key that an override names is never set aside, and refused if nobody reads it.
     """
     variants, default = field.metadata["variants"], field.default_factory()
-    here, before = table.get(field.name), written.get(field.name)
-    if not isinstance(here, dict) or not isinstance(before, dict):
+    written, changed = table.get(field.name), changes.get(field.name)
+    if not isinstance(written, dict) or not isinstance(changed, dict):
         return
     types = variants.types()
-    old = types.get(before.get(variants.key, getattr(default, variants.key)))
-    new = types.get(here.get(variants.key))
+    old = types.get(written.get(variants.key, getattr(default, variants.key)))
+    new = types.get(changed.get(variants.key))
     if old is None or new is None or old is new:
         return
     readable = {f.name for f in fields(new)}
     for key in {f.name for f in fields(old)} - readable:
-        if key in before and here.get(key) == before[key]:
-            del here[key]
+        written.pop(key, None)
+
+
+def _merge(table: dict[str, Any], changes: dict[str, Any], where: str) -> None:
+    """Write nested overrides into a recipe's tables."""
+    for key, value in changes.items():
+        if not isinstance(value, dict):
+            table[key] = value
+            continue
+        section = table.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise InputError(f"{where}: {key!r} must be a table")
+        _merge(section, value, where)
 
 
 def from_table(kind: type[Settings], table: dict[str, Any], where: str, name: str = "") -> Settings:
@@ -188,7 +200,7 @@ def recipe_path(recipe: str | Path) -> Path:
 
 
 def put(table: dict[str, Any], override: str, where: str) -> None:
-    """Write one `key=value` or `section.key=value` into nested tables."""
+    """Write one `key=value` or `section.key=value` into nested tables, empty at first."""
     key, equals, value = override.partition("=")
     *sections, leaf = key.split(".")
     if not equals or not all((*sections, leaf)):
@@ -217,7 +229,6 @@ def _build(kind: type[Settings], table: dict, prefix: str, where: str, variants=
         if key not in known:
             raise InputError(f"{where}: {_unknown(key, known, prefix, table, variants)}")
         values[key] = _value(known[key], value, f"{prefix}{key}", where)
-    # Sections that the table does not mention may still be decided by a default.
     missing = [f.name for f in known.values() if is_required(f) and f.name not in values]
     if missing:
         raise InputError(f"{where}: {prefix}{missing[0]}: not set, and it has no default")

@@ -74,7 +74,10 @@ class Tokenizer:
         return self._backend.vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: control tokens are not recognised in it, no BOS is added."""
+        """Ids of plain text: control tokens are not recognised in it, no BOS is added.
+
+        How that is kept: FastBackend (fast_tokenizer.py) and sentencepieces.py.
+        """
         return self.encode_parts([text])
 
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:

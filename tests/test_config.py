@@ -90,7 +90,7 @@ def test_another_objective_on_the_command_line_takes_only_the_keys_that_it_reads
     assert settings.objective.beta == recipe["beta"]
     assert not hasattr(settings.objective, "kl_weight_end")
     with pytest.raises(InputError, match="objective.kl_weight_end: read by"):
-        load(Config, "demo", ["objective.name=dpo", "objective.kl_weight_end=1.0"])
+        load(Config, "demo", ["objective.name=dpo", "objective.kl_weight_end=0.003"])
 
 
 def every_section():

@@ -67,7 +67,8 @@ def is_on(config: KLConfig) -> bool:
 
 
 def is_ablation(config: Any) -> bool:
-    """Whether a run's KL is lifted or is none, so that its numbers are not taken for the method's.
+    """Whether a run breaks the rule lambda > 0, or trains on what is no KL: its outputs are
+    stamped, so that nobody takes its numbers for the method's.
 
     config: the section `objective`, whichever it is.
     """

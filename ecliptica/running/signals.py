@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT: a wish to stop, which the run fulfils where nothing is lost."""
+"""SIGTERM and SIGINT: a wish to stop, which the run fulfils where nothing is lost.
+
+The exit code, 128 + the signal's number, is model/cli.py's.
+"""
 
 import signal
 

@@ -30,8 +30,9 @@ def by_instruction(own_J: Sequence[float], rivals_JC: Sequence[Sequence[float]])
     return [top_share([own, *rivals], 0) for own, rivals in zip(own_J, rivals_JC)]
 
 
-def chance(rivals: int) -> float:
-    return 1 / (rivals + 1)
+def chance(count: int) -> float:
+    """Of one response among itself and `count` rivals."""
+    return 1 / (count + 1)
 
 
 def rivals(cross: Cross, j: str) -> list[tuple[Entry, str]]:
