@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
             _, rendered = preferences(args.model, Path(place), batch)
             results[f"batch {batch}"] = compare(args, rendered, batch)
             print(json.dumps({f"batch {batch}": results[f"batch {batch}"]}, indent=1), flush=True)
-    settings = {key: str(value) for key, value in vars(args).items() if key != "peer_python"}
+    # Where things lie on this machine is no part of a result.
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("peer_python", "before")}
     print(machine.save(f"generation-{args.name}", {"settings": settings, "systems": results}))
 
 

@@ -104,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
         for name, other in systems.items()
         if name != "ours"
     }
-    settings = {key: str(value) for key, value in vars(args).items() if key != "peer_python"}
+    # Where things lie on this machine is no part of a result.
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("peer_python", "before")}
     result = {"settings": settings, "systems": systems, "ours_against": ratios}
     print(json.dumps(result, indent=1))
     print(machine.save(f"training-{args.name}", result))
