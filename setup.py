@@ -19,8 +19,8 @@ setup(
         "ecliptica": ["recipes/*.toml"],
     },
     install_requires=[
-        "torch>=2.6",
-        "triton>=3.2; platform_system == 'Linux'",
+        "torch>=2.10",  # products of half precision that accumulate into float32 (mm.dtype_out)
+        "triton>=3.6; platform_system == 'Linux'",  # what that torch is built against
         "safetensors",
         "tokenizers",
         "sentencepiece",
