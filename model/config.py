@@ -1,4 +1,4 @@
-"""config.json of a LLaMA-architecture model: what of it the model reads, and what it refuses."""
+"""config.json of a model of the LLaMA kind: what of it the model reads, and what it refuses."""
 
 import math
 from dataclasses import dataclass
@@ -6,19 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
+from model.families import check_no_window, family_of
 from model.files import read_json
 
 ROPE_FIELDS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 ROPE_PLACES = ("rope_parameters", "rope_scaling")  # transformers from 5 on, and before
-
-# Settings for which this model has no code: refused if they are not these.
-ONLY = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "hidden_act": "silu",
-    "partial_rotary_factor": 1.0,
-    "quantization_config": None,
-}
 
 # The largest of each that is taken for a model and not for a broken file.
 LARGEST = {
@@ -49,6 +41,8 @@ class LlamaConfig:
     rope_theta: float
     rope_scaling: dict[str, float] | None  # type llama3: its four numbers; None: plain RoPE
     tie_word_embeddings: bool
+    qkv_bias: bool = False  # q, k and v have a bias
+    qk_norm: bool = False  # each head of q and k is normed before RoPE
 
 
 def existing(model_dir: str | Path) -> Path:
@@ -64,7 +58,7 @@ def existing(model_dir: str | Path) -> Path:
 def load_config(model_dir: str | Path) -> LlamaConfig:
     """Read `model_dir/config.json`.
 
-    Raises InputError for another architecture, a setting this model has no code for, a number that
+    Raises InputError for another family, a setting this model has no code for, a number that
     is none or out of bounds, and for a file that says two things.
     """
     path = existing(model_dir) / "config.json"
@@ -73,7 +67,7 @@ def load_config(model_dir: str | Path) -> LlamaConfig:
 
 def parse_config(raw: dict[str, Any], path: Path) -> LlamaConfig:
     """load_config of an object that was read already; `path` is where, for the messages."""
-    _check_architecture(raw, path)
+    family = family_of(raw, path)
     hidden = _size(raw, "hidden_size", path)
     heads = _size(raw, "num_attention_heads", path)
     kv_heads = _size(raw, "num_key_value_heads", path, default=heads)
@@ -82,33 +76,25 @@ def parse_config(raw: dict[str, Any], path: Path) -> LlamaConfig:
             f"{path}: {heads} attention heads cannot share {kv_heads} key-value heads; "
             "num_key_value_heads must divide num_attention_heads"
         )
+    layers = _size(raw, "num_hidden_layers", path)
+    context = _size(raw, "max_position_embeddings", path, default=2048)
+    check_no_window(raw, family, path, layers, context)
     return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=_size(raw, "intermediate_size", path),
-        num_hidden_layers=_size(raw, "num_hidden_layers", path),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=_head_dim(raw, hidden, heads, path),
         vocab_size=_size(raw, "vocab_size", path),
-        max_position_embeddings=_size(raw, "max_position_embeddings", path, default=2048),
+        max_position_embeddings=context,
         rms_norm_eps=_positive(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps", path),
         rope_theta=_rope_theta(raw, path),
         rope_scaling=_rope_scaling(raw, path),
         tie_word_embeddings=_flag(raw, "tie_word_embeddings", path),
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
     )
-
-
-def _check_architecture(raw: dict[str, Any], path: Path) -> None:
-    """Raises InputError for what is no plain LLaMA."""
-    if raw.get("model_type") != "llama":
-        raise InputError(
-            f"{path}: model_type is {raw.get('model_type')!r:.80}; this model is 'llama' "
-            "(LlamaForCausalLM) only"
-        )
-    for key, only in ONLY.items():
-        if raw.get(key, only) != only:
-            shown = f"{raw[key]!r:.80}"
-            raise InputError(f"{path}: {key} is {shown}; only {only!r} is supported")
 
 
 def _size(raw: dict[str, Any], key: str, path: Path, default: int | None = None) -> int:
@@ -117,7 +103,7 @@ def _size(raw: dict[str, Any], key: str, path: Path, default: int | None = None)
     if value is None:
         value = default
     if value is None:
-        raise InputError(f"{path}: the key {key!r} is missing; every LLaMA config has it")
+        raise InputError(f"{path}: the key {key!r} is missing; every config of such a model has it")
     if type(value) is not int or not 1 <= value <= LARGEST[key]:
         raise InputError(
             f"{path}: {key}: a number was expected, from 1 to {LARGEST[key]}, got {value!r:.80}"

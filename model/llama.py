@@ -1,5 +1,7 @@
 """LLaMA: RMSNorm, rotate-half RoPE, grouped-query attention, SwiGLU. Hugging Face tensor names.
 
+With a bias on q, k and v it is Qwen2, with a norm on q and k Qwen3 (model/families.py).
+
 Letters: T tokens (all documents of a packed batch in one row), D hidden, I inner width of the MLP,
 H heads, K kv heads, E head width, V vocabulary.
 """
@@ -46,7 +48,11 @@ def keep_products() -> tuple[Any, Any]:
     """The contexts of selective activation checkpointing."""
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+        # A product with a bias; addmm of a matrix is a merged weight, made again more cheaply.
+        with_bias = op is torch.ops.aten.addmm.default and args[0].dim() == 1
+        if op in KEPT or with_bias:
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
 
@@ -62,15 +68,24 @@ def fused(x: torch.Tensor) -> bool:
 
 
 class Linear(nn.Module):
-    """y = x W^T. The weight may be stored wider than it is used: float32 masters under bfloat16."""
+    """y = x W^T, or x W^T + b.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    Both may be stored wider than they are used: float32 masters under bfloat16.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = None
+        if bias:
+            self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., inputs] -> [..., outputs]."""
-        return F.linear(x, self.weight.to(x.dtype))
+        bias = self.bias
+        if bias is not None:
+            bias = bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
 
 
 class RMSNorm(nn.Module):
@@ -145,16 +160,23 @@ class Attention(nn.Module):
         H, K = config.num_attention_heads, config.num_key_value_heads
         self.layer = layer
         self.E = E
-        self.q_proj = Linear(D, H * E)
-        self.k_proj = Linear(D, K * E)
-        self.v_proj = Linear(D, K * E)
+        self.q_proj = Linear(D, H * E, config.qkv_bias)
+        self.k_proj = Linear(D, K * E, config.qkv_bias)
+        self.v_proj = Linear(D, K * E, config.qkv_bias)
         self.o_proj = Linear(H * E, D)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = RMSNorm(E, config.rms_norm_eps)
+            self.k_norm = RMSNorm(E, config.rms_norm_eps)
 
     def forward(self, x_TD: torch.Tensor, rope: Rope, attend: Attend) -> torch.Tensor:
         """[T, D] -> [T, D]."""
         q_THE = self.q_proj(x_TD).unflatten(-1, (-1, self.E))
         k_TKE = self.k_proj(x_TD).unflatten(-1, (-1, self.E))
         v_TKE = self.v_proj(x_TD).unflatten(-1, (-1, self.E))
+        if self.q_norm is not None:
+            q_THE = self.q_norm(q_THE)
+            k_TKE = self.k_norm(k_TKE)
         out_THE = attend(self.layer, rotate(q_THE, *rope), rotate(k_TKE, *rope), v_TKE)
         return self.o_proj(out_THE.flatten(-2))
 

@@ -58,7 +58,8 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return self.base(x)
         if self._merges(x):
-            return _MergedProduct.apply(x, self.base.weight, self.lora_A, self.scale * self.lora_B)
+            scaled_B = self.scale * self.lora_B
+            return _MergedProduct.apply(x, self.base.weight, self.base.bias, self.lora_A, scaled_B)
         low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))
         return self.base(x) + F.linear(low, (self.scale * self.lora_B).to(x.dtype))
 
@@ -75,7 +76,7 @@ class LoRALinear(nn.Module):
 
 
 class _MergedProduct(torch.autograd.Function):
-    """y = x (W + B A)^T by one product, W frozen, B already scaled.
+    """y = x (W + B A)^T + b by one product, W and b (or None) frozen, B already scaled.
 
     The merged weight is made again in the backward: [F, D] once more costs less than a pass over
     the [rows, F] of y, of which B (A x) beside W x takes several. Letters: N rows of x.
@@ -86,11 +87,12 @@ class _MergedProduct(torch.autograd.Function):
         ctx: Any,
         x_ND: torch.Tensor,
         weight_FD: torch.Tensor,
+        bias_F: torch.Tensor | None,
         A_RD: torch.Tensor,
         B_FR: torch.Tensor,
     ) -> torch.Tensor:
         ctx.save_for_backward(x_ND, weight_FD, A_RD, B_FR)
-        return F.linear(x_ND, torch.addmm(weight_FD, B_FR, A_RD))
+        return F.linear(x_ND, torch.addmm(weight_FD, B_FR, A_RD), bias_F)
 
     @staticmethod
     @once_differentiable
@@ -103,7 +105,7 @@ class _MergedProduct(torch.autograd.Function):
         # Thin factors lie along the long axis: the library is several times slower otherwise.
         dlow_NR = F.linear(dy_NF, B_FR.T.contiguous())
         low_NR = F.linear(x_ND, A_RD)
-        return dx_ND, None, dlow_NR.T @ x_ND, (low_NR.T @ dy_NF).T
+        return dx_ND, None, None, dlow_NR.T @ x_ND, (low_NR.T @ dy_NF).T
 
 
 # Layers

@@ -155,7 +155,7 @@ def _check_nothing_else(file: Any, path: Path, names: list[str]) -> None:
 
 def file_name(name: str) -> str:
     """The Hugging Face name of a parameter: a LoRA layer holds its frozen Linear as `base`."""
-    return name.replace(".base.weight", ".weight")
+    return name.replace(".base.", ".")
 
 
 # Out

@@ -115,9 +115,9 @@ TRAIN = {  # name: (breakage, overrides, what the line says)
         "config.json: not valid JSON",
     ),
     "other architecture": (
-        lambda p: edit(p / "model" / "config.json", model_type="mistral"),
+        lambda p: edit(p / "model" / "config.json", model_type="gemma"),
         (),
-        "model_type is 'mistral'",
+        "model_type is 'gemma'",
     ),
     "unsupported RoPE": (
         lambda p: edit(p / "model" / "config.json", rope_scaling={"rope_type": "yarn"}),
