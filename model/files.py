@@ -15,6 +15,8 @@ from model.errors import InputError
 # is calling, so that what can be read can also be written.
 DEEPEST = 100
 
+NO_LIMIT = int(1e30)  # transformers' model_max_length of a tokenizer for which nobody set one
+
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError: missing, no JSON, no object."""
@@ -100,7 +102,7 @@ def is_unicode(text: str) -> bool:
 
 def _integer(word: str) -> int:
     value = int(word)
-    if not -(2**63) <= value < 2**64:
+    if not -(2**63) <= value < 2**64 and value != NO_LIMIT:
         raise ValueError(f"{word[:40]} is beyond 64 bits")
     return value
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.attention import FlexPacked, PaddedPacked
 from model.config import load_config, parse_config
@@ -147,6 +148,37 @@ def test_recomputation_and_both_attentions_give_one_model(recompute, dtype, path
             padded = model.forward_hidden(tokens, positions, attend)
             flex = model.forward_hidden(tokens, positions, FlexPacked(document_T, branch_T))
         assert (padded - flex).abs().max() < 1e-4
+
+
+def test_a_product_with_a_bias_is_kept_and_not_made_again(tmp_path, smollm2):
+    """Selective recomputation: of the seven products of a block none runs in the backward."""
+    path = write_family(tmp_path / "model", smollm2, "qwen2")
+    counted = {}
+    for recompute in ("off", "selective", "full"):
+        model = load_model(path, torch.bfloat16).requires_grad_(True)
+        for block in model.model.layers:
+            block.recompute = recompute
+        tokens = torch.tensor(IDS[:8])
+        nothing = torch.zeros_like(tokens)
+        attend = PaddedPacked(nothing, nothing)
+        hidden = model.forward_hidden(tokens, torch.arange(8), attend).float().sum()
+        with Products() as products:
+            hidden.backward()
+        counted[recompute] = products.count
+    # Two for the gradients of each product; "full" runs the products themselves again.
+    assert counted["selective"] == counted["off"] < counted["full"]
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products, with a bias or without."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return function(*args, **(kwargs or {}))
 
 
 # What is refused

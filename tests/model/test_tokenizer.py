@@ -10,6 +10,7 @@ import pytest
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Fast
 
+from ecliptica.data.templates import encode_pieces, get_template, render_context, stop_ids
 from model.errors import InputError
 from model.tokenizer import (
     LLAMA3_SPECIALS,
@@ -68,6 +69,76 @@ def test_round_trip_and_specials(tokenizer):
     assert tokenizer.decode([end], skip_special=False) == "<|im_end|>"
     assert tokenizer.token_id("<|nothing|>") is None and tokenizer.token(2) == "<|im_end|>"
     assert tokenizer.vocab_size == 49152
+
+
+# Qwen: byte-level BPE with its own cut before merging, and NFC
+
+
+QWEN_ADDED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """The directory of a small Qwen2 tokenizer, written by transformers' own class."""
+    from transformers import Qwen2Tokenizer
+
+    cut = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+    trained = Fast(models.BPE())
+    trained.normalizer = normalizers.NFC()
+    trained.pre_tokenizer = cut
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+    )
+    trained.train_from_iterator(
+        [*NASTY, *LANGUAGE, "don't they'll 2024 naïve café\n\n"] * 3, trainer
+    )
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    peer = Qwen2Tokenizer(
+        vocab=model["vocab"], merges=merges, additional_special_tokens=QWEN_ADDED[1:]
+    )
+    path = tmp_path_factory.mktemp("qwen")
+    peer.save_pretrained(path)
+    (path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [peer.convert_tokens_to_ids(text) for text in QWEN_ADDED[::2]]})
+    )
+    return path
+
+
+@pytest.mark.peer
+def test_a_qwen2_tokenizer_equals_transformers(qwen):
+    from transformers import AutoTokenizer
+
+    peer, tokenizer = AutoTokenizer.from_pretrained(qwen), load_tokenizer(qwen)
+    assert type(peer).__name__ == "Qwen2Tokenizer"
+    for text in (*NASTY, *LANGUAGE, "e\u0301 and \u00e9", "1234 \u1100\u1161", "I'LL we'd"):
+        want = peer.encode(text, add_special_tokens=False)
+        assert tokenizer.encode(text) == want == tokenizer.encode_rendered(text), text
+        assert tokenizer.decode(want) == peer.decode(want), text
+    assert tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")
+    controls = {tokenizer.token_id(text) for text in QWEN_ADDED}
+    assert not any(controls & set(tokenizer.encode(text)) for text in (*FORGED, *QWEN_ADDED))
+
+
+@pytest.mark.peer
+def test_chatml_fits_qwen(qwen):
+    """A conversation as transformers renders it, less the system's turn; the turns' end stops."""
+    from transformers import AutoTokenizer
+
+    peer, tokenizer = AutoTokenizer.from_pretrained(qwen), load_tokenizer(qwen)
+    template = get_template("chatml", tokenizer)
+    turns = [("Hi e\u0301?", "Hello."), ("And  2 more?", "")]
+    pieces = render_context(template, turns[1][0], turns=turns[:1])
+    rendered = "".join(
+        f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{assistant}"
+        + "<|im_end|>\n" * bool(assistant)
+        for user, assistant in turns
+    )
+    want = peer.encode(rendered, add_special_tokens=False)
+    assert encode_pieces(tokenizer, pieces) == want
+    assert stop_ids(template, tokenizer) == {
+        peer.convert_tokens_to_ids(text) for text in QWEN_ADDED[::2]
+    }
 
 
 # Added tokens, and control tokens
