@@ -38,8 +38,8 @@ part peers 60 $bench --rows 2048 --head frozen logp --peers --json "$out/peers.j
 workers=""
 $python -c "import xdist" 2> /dev/null && workers="-n 3"
 part tests 150 $python -m pytest -p no:cacheprovider $workers -m gpu tests/kernels
-# The rule is in the table's last lines: RMSNorm and SwiGLU are kept only if they beat torch.compile's.
-part layers 80 $python -m kernels.tools.bench --device cuda --case rms_norm swiglu --json "$out/layers.json"
+# The rule is in the table's last lines: RMSNorm, SwiGLU and RoPE are kept only if they beat torch.compile's.
+part layers 100 $python -m kernels.tools.bench --device cuda --case rms_norm swiglu rope --json "$out/layers.json"
 part train 110 $python benchmarks/train_8b.py "$out/train.json"
 
 # Last, and no failure of the script: it may not finish in its minute, and it sees no race in global memory

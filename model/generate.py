@@ -5,6 +5,8 @@ E head width, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,45 @@ class Cache:
         """Row `source` into the place of row `target`, whose own is forgotten."""
         self.k[:, target] = self.k[:, source]
         self.v[:, target] = self.v[:, source]
+
+
+# Models with compiled blocks
+
+
+def is_compiled(model: Llama) -> bool:
+    return any(block._compiled_call_impl is not None for block in model.model.layers)
+
+
+def outside_the_compiler(function: Callable) -> Callable:
+    """function(model, ...) with the model's blocks run as they are written.
+
+    Compiled, each layer and each length of a generation would be a graph of its own, and the
+    compiler's budget of graphs spent before training goes on.
+    """
+
+    @wraps(function)
+    def eager(model: Llama, *args: Any, **kwargs: Any) -> Any:
+        if not is_compiled(model):
+            return function(model, *args, **kwargs)
+        with torch.compiler.set_stance("force_eager"):
+            return function(model, *args, **kwargs)
+
+    return eager
+
+
+def own_compiler(model: Llama, attend: Attend) -> Attend:
+    """`attend` inside the above: FlexAttention on CUDA is a compiled function by itself, and is to
+    stay one, or its scores would be T x T in memory."""
+    if not is_compiled(model):
+        return attend
+
+    def compiled(
+        layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor
+    ) -> torch.Tensor:
+        with torch.compiler.set_stance("default"):
+            return attend(layer, q_THE, k_TKE, v_TKE)
+
+    return compiled
 
 
 # Prompts
@@ -58,7 +99,7 @@ def prefill(model: Llama, cache: Cache, prompts: Sequence[Ids]) -> torch.Tensor:
         branch_T = torch.zeros_like(positions_T)
 
     device = cache.k.device
-    attend = packed_attention(document_T.to(device), branch_T.to(device))
+    attend = own_compiler(model, packed_attention(document_T.to(device), branch_T.to(device)))
     filling = _filling(cache, attend, shared, row_T.to(device), own_position_T.to(device))
     hidden_TD = model.forward_hidden(tokens_T.to(device), positions_T.to(device), filling)
     last_N = lengths.to(device).cumsum(0) - 1 + shared
@@ -152,6 +193,7 @@ def choose(
 
 
 @torch.no_grad()
+@outside_the_compiler
 def generate(
     model: Llama,
     prompts: Sequence[Ids],

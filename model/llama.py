@@ -8,7 +8,6 @@ H heads, K kv heads, E head width, V vocabulary.
 
 import importlib.util
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,30 +26,26 @@ from model.config import LlamaConfig
 TRITON = importlib.util.find_spec("triton") is not None  # it has no wheel for every platform
 if TRITON:
     from kernels.rms_norm import rms_norm
+    from kernels.rope import rope as turn
     from kernels.swiglu import swiglu
 
 RECOMPUTE = ("off", "selective", "full")  # what of a block's activations the backward makes again
 
-# What "selective" keeps: results of products and of attention. Norms, RoPE and SwiGLU are cheap to
-# make again.
-KEPT = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.higher_order.flex_attention,
-}
-
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin of every position, [T, E] each
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # q [T, H, E], k and v [T, K, E]
 
 
 def keep_products() -> tuple[Any, Any]:
-    """The contexts of selective activation checkpointing."""
+    """The contexts of selective activation checkpointing: results of products are kept.
+
+    Norms, RoPE and SwiGLU are cheap to make again, and so is what a matrix is added to: a low-rank
+    update that joins the layer's own product, or a merged weight.
+    """
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        # A product with a bias; addmm of a matrix is a merged weight, made again more cheaply.
+        plain = op is torch.ops.aten.mm.default
         with_bias = op is torch.ops.aten.addmm.default and args[0].dim() == 1
-        if op in KEPT or with_bias:
+        if plain or with_bias:
             return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -58,9 +53,9 @@ def keep_products() -> tuple[Any, Any]:
 
 
 def fused(x: torch.Tensor) -> bool:
-    """Whether RMSNorm and SwiGLU are our kernels': in an eager block on CUDA.
+    """Whether RMSNorm, RoPE and SwiGLU are our kernels': in an eager block on CUDA.
 
-    A block under torch.compile leaves both to the compiler, which joins them with their neighbours
+    A block under torch.compile leaves them to the compiler, which joins them with their neighbours
     and would have to stop at an operator of ours. On a CPU they are model/cpu_layers.py's where
     that suits, else torch's.
     """
@@ -144,6 +139,8 @@ def rope_tables(positions_T: torch.Tensor, frequencies: torch.Tensor, dtype: tor
 
 def rotate(x_THE: torch.Tensor, cos_TE: torch.Tensor, sin_TE: torch.Tensor) -> torch.Tensor:
     """Rotate-half RoPE of every head, [T, H, E]."""
+    if fused(x_THE):
+        return turn(x_THE, cos_TE, sin_TE)
     if cpu_layers.suits(x_THE):
         return cpu_layers.rotate(x_THE, cos_TE, sin_TE)
     first, second = x_THE.chunk(2, dim=-1)
@@ -152,7 +149,8 @@ def rotate(x_THE: torch.Tensor, cos_TE: torch.Tensor, sin_TE: torch.Tensor) -> t
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; who sees whom is `attend`'s business (model/attention.py)."""
+    """Grouped-query attention: what stands before and after `attend` (model/attention.py), whose
+    business it is who sees whom."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -169,15 +167,18 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(E, config.rms_norm_eps)
             self.k_norm = RMSNorm(E, config.rms_norm_eps)
 
-    def forward(self, x_TD: torch.Tensor, rope: Rope, attend: Attend) -> torch.Tensor:
-        """[T, D] -> [T, D]."""
+    def heads(self, x_TD: torch.Tensor, rope: Rope) -> Heads:
+        """q, k and v of every token, q and k turned to their positions."""
         q_THE = self.q_proj(x_TD).unflatten(-1, (-1, self.E))
         k_TKE = self.k_proj(x_TD).unflatten(-1, (-1, self.E))
         v_TKE = self.v_proj(x_TD).unflatten(-1, (-1, self.E))
         if self.q_norm is not None:
             q_THE = self.q_norm(q_THE)
             k_TKE = self.k_norm(k_TKE)
-        out_THE = attend(self.layer, rotate(q_THE, *rope), rotate(k_TKE, *rope), v_TKE)
+        return rotate(q_THE, *rope), rotate(k_TKE, *rope), v_TKE
+
+    def joined(self, out_THE: torch.Tensor) -> torch.Tensor:
+        """What the heads found, [T, H, E], as one vector a token, [T, D]."""
         return self.o_proj(out_THE.flatten(-2))
 
 
@@ -219,14 +220,29 @@ class Block(nn.Module):
         """[T, D] -> [T, D], keeping for the backward what `recompute` says."""
         if self.recompute == "off" or not torch.is_grad_enabled():
             return self.run(x_TD, rope, attend)
-        options: dict[str, Callable] = {}
-        if self.recompute == "selective":
-            options["context_fn"] = keep_products
-        return checkpoint(self.run, x_TD, rope, attend, use_reentrant=False, **options)
+        if self.recompute == "full":
+            return checkpoint(self.run, x_TD, rope, attend, use_reentrant=False)
+
+        # Attention stands between two checkpoints, in none: it keeps what its own backward needs,
+        # and is never run again. A policy would not see it inside a compiled FlexAttention.
+        options = {"use_reentrant": False, "context_fn": keep_products}
+        q_THE, k_TKE, v_TKE = checkpoint(self.before_attention, x_TD, rope, **options)
+        out_THE = attend(self.self_attn.layer, q_THE, k_TKE, v_TKE)
+        return checkpoint(self.after_attention, x_TD, out_THE, **options)
 
     def run(self, x_TD: torch.Tensor, rope: Rope, attend: Attend) -> torch.Tensor:
         """The layer itself."""
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, attend)
+        q_THE, k_TKE, v_TKE = self.before_attention(x_TD, rope)
+        out_THE = attend(self.self_attn.layer, q_THE, k_TKE, v_TKE)
+        return self.after_attention(x_TD, out_THE)
+
+    def before_attention(self, x_TD: torch.Tensor, rope: Rope) -> Heads:
+        """What attention is given."""
+        return self.self_attn.heads(self.input_layernorm(x_TD), rope)
+
+    def after_attention(self, x_TD: torch.Tensor, out_THE: torch.Tensor) -> torch.Tensor:
+        """The residual stream with the attention's result and then the MLP's."""
+        x_TD = x_TD + self.self_attn.joined(out_THE)
         return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
 
 

@@ -10,7 +10,8 @@ from ecliptica.training.reference_cache import ReferenceCache
 from ecliptica.training.step import Learner
 
 NEAR = 1e-4  # float32 rounding
-# Of a cache, which was made in other packings: half precision rounds differently there.
+# Where half precision rounds differently: a cache was made in other packings, and a compiler joins
+# the operations of a block one way with its adapters and another way without.
 NEAR_KL_A_TOKEN = 0.01  # nats
 NEAR_LOSS = 0.2
 
@@ -27,7 +28,7 @@ def start_check(
         return
     near_kl, near_loss = NEAR, NEAR
     half = learner.policy.dtype != torch.float32
-    if half and isinstance(learner.reference, ReferenceCache):
+    if half and (config.training.compile or isinstance(learner.reference, ReferenceCache)):
         near_kl = NEAR_KL_A_TOKEN * max(batch.rows_R.numel() for batch in batches)
         near_loss = NEAR_LOSS
     kl = metrics.get("kl", 0.0)

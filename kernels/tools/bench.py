@@ -12,7 +12,7 @@ share of the floor, that work at the rate of one large product measured in the s
 memory, each backend in a process of its own on a CPU. A peer does less than we do: the column
 `computes` says what.
 
---case rms_norm swiglu: those two layers instead, see kernels/tools/bench_layers.py.
+--case rms_norm swiglu rope: those layers instead, see kernels/tools/bench_layers.py.
 """
 
 import argparse

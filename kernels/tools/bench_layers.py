@@ -1,6 +1,6 @@
-"""RMSNorm and SwiGLU for the benchmark: eager torch, torch.compile of it, and the kernel of ours.
+"""RMSNorm, SwiGLU and RoPE for the benchmark: eager torch, torch.compile of it, and the kernel of ours.
 
-    python -m kernels.tools.bench --case rms_norm swiglu
+    python -m kernels.tools.bench --case rms_norm swiglu rope
 
 The rule: a kernel is kept only if it beats torch.compile's in every line of the table. The time is
 that of forward + backward, many steps between two looks at the clock, so that a device that is the
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernels.tools.measure import DTYPES, clock, copy_rate, cuda_peak
 
-LAYERS = ("rms_norm", "swiglu")
+LAYERS = ("rms_norm", "swiglu", "rope")
 STEPS = {"cpu": 3, "cuda": 20}  # between two looks at the clock
 Row = dict[str, Any]
 

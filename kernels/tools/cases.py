@@ -89,8 +89,9 @@ def head_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
 
 
 def layer_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
-    """RMSNorm at its two largest blocks, the larger reading its rows twice if trained; SwiGLU."""
-    from kernels import rms_norm, swiglu
+    """RMSNorm at its two largest blocks, the larger reading its rows twice if trained; SwiGLU; RoPE
+    there and back."""
+    from kernels import rms_norm, rope, swiglu
 
     def matrix(width: int) -> Tensor:
         return torch.empty(ROWS, width, dtype=dtype, device="meta")
@@ -107,3 +108,7 @@ def layer_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
     x_NF = matrix(14336)
     yield lambda: swiglu.run_forward(x_NF, x_NF)
     yield lambda: swiglu.run_backward(x_NF, x_NF, x_NF)
+
+    x_THE = torch.empty(ROWS, 32, 128, dtype=dtype, device="meta")
+    for back in (False, True):
+        yield lambda back=back: rope.run(x_THE, x_THE[:, 0], x_THE[:, 1], back)

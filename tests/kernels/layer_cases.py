@@ -1,4 +1,4 @@
-"""The comparison that the tests of rms_norm and swiglu share."""
+"""The comparison that the tests of rms_norm, swiglu and rope share."""
 
 import torch
 

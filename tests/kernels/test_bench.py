@@ -3,6 +3,7 @@
 import pytest
 
 from kernels import rms_norm as rms_norm_module
+from kernels import rope as rope_module
 from kernels import swiglu as swiglu_module
 from kernels.tools import bench, bench_layers, card, compile_ahead, measure
 from tests.kernels.layer_cases import close
@@ -86,7 +87,8 @@ def test_the_card_shows_its_ceilings_and_the_kernels_of_a_step(monkeypatch, caps
 
 
 def test_the_kernel_in_the_table_is_ours():
-    for name, module in (("rms_norm", rms_norm_module), ("swiglu", swiglu_module)):
+    modules = {"rms_norm": rms_norm_module, "swiglu": swiglu_module, "rope": rope_module}
+    for name, module in modules.items():
         assert "fused" not in bench_layers.systems(name, "cpu")
         assert bench_layers.systems(name, "cuda")["fused"] is getattr(module, name)
 

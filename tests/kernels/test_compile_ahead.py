@@ -13,7 +13,7 @@ import kernels
 from kernels.tools.compile_ahead import ALLOWED_SPILL, SHARED_LIMIT, Usage, order_of_stores
 
 # Called by other kernels, never launched.
-INSIDE_OTHERS = {"tile_logits", "tile_logits_of_two"}
+INSIDE_OTHERS = {"tile_logits", "tile_logits_of_two", "rounded"}
 WORKS_IN_PLACE = re.compile(r"logp_kl_dlogits|(logp_kl_statistics|slice_logp_kl) .*\blogp\b")
 PRODUCT = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 

@@ -1,10 +1,10 @@
-"""rms_norm and swiglu where only a GPU tells: rounding to bfloat16, many programs at once, sizes
+"""rms_norm, swiglu and rope where only a GPU tells: rounding to bfloat16, many programs at once, sizes
 beyond 32 bits, the model. `-m gpu`."""
 
 import pytest
 import torch
 
-from kernels import rms_norm, swiglu
+from kernels import rms_norm, rope, swiglu
 from model import llama
 from model.attention import packed_attention
 from model.config import LlamaConfig
@@ -16,7 +16,8 @@ pytestmark = [
 ]
 # A rounded gradient: half a unit in the last place, twice.
 DTYPES = [(torch.float32, 3e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)]
-both_layers = pytest.mark.parametrize("module", [rms_norm, swiglu], ids=["rms_norm", "swiglu"])
+LAYERS = {"rms_norm": rms_norm, "swiglu": swiglu, "rope": rope}
+every_layer = pytest.mark.parametrize("module", LAYERS.values(), ids=LAYERS)
 
 
 def run(function, arguments):
@@ -39,7 +40,7 @@ def widened(x):
     return x.detach().double().requires_grad_(x.requires_grad)
 
 
-@both_layers
+@every_layer
 @pytest.mark.parametrize("dtype, limit", DTYPES, ids=str)
 def test_value_and_gradients(module, dtype, limit):
     case = arguments(module, dtype)
@@ -53,7 +54,7 @@ def test_value_and_gradients(module, dtype, limit):
         assert share < 1e-2, f"{share:.1%} of y differ from torch's"
 
 
-@both_layers
+@every_layer
 def test_the_same_bits_every_time(module):
     case = arguments(module, torch.bfloat16, 5000, 577)
     first = run(module.fused, case)
@@ -61,7 +62,7 @@ def test_the_same_bits_every_time(module):
         same_bits(first, run(module.fused, case))
 
 
-@both_layers
+@every_layer
 def test_offsets_beyond_32_bits(module):
     case = arguments(module, torch.bfloat16, 530_000, 4096)
     assert case[0].numel() > 2**31
@@ -69,7 +70,7 @@ def test_offsets_beyond_32_bits(module):
     (grad,) = torch.autograd.grad(y, case[0], torch.ones_like(y))
 
     def last_rows(x):
-        if isinstance(x, torch.Tensor) and x.dim() == 2:
+        if isinstance(x, torch.Tensor) and x.dim() >= 2:
             return x.detach()[-9:].requires_grad_()
         return x
 
@@ -123,7 +124,7 @@ def test_an_eager_model_takes_the_kernels_and_stays_itself(recompute, monkeypatc
 
 
 def test_no_host_sync():
-    cases = [(module, arguments(module, torch.bfloat16, 512, 576)) for module in (rms_norm, swiglu)]
+    cases = [(module, arguments(module, torch.bfloat16, 512, 576)) for module in LAYERS.values()]
     for module, case in cases:
         run(module.fused, case)  # compile first
     torch.cuda.set_sync_debug_mode("error")

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from model import generate as generation
+from model.attention import packed_attention
 from model.errors import InputError
 from model.generate import choose, generate
 from model.weights import load_model
@@ -66,3 +68,55 @@ def test_a_rank_that_is_done_goes_on_until_all_are(tiny):
 
     assert generate(model, prompts, 9, set(first), agreed=agreed) == [[], []]
     assert told == [True] * 4
+
+
+def test_a_compiled_model_generates_outside_the_compiler(tiny):
+    """Or every layer and length would be a graph, and the budget gone when training goes on."""
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    prompts = [[5, 6, 7], [8, 9]]
+    want = generate(load_model(tiny), prompts, 6, {2})
+    model = load_model(tiny)
+    for block in model.model.layers:
+        block.compile(backend=counting)
+
+    def step(length):
+        tokens = torch.arange(5, 5 + length)
+        one_document = torch.zeros_like(tokens)
+        attend = packed_attention(one_document, one_document)
+        model.forward_hidden(tokens, torch.arange(length), attend).sum().backward()
+
+    model.requires_grad_(True)
+    step(9)
+    before = len(graphs)
+    assert before > 0
+    assert generate(model, prompts, 6, {2}) == want
+    assert len(graphs) == before, "generation made graphs of its own"
+    step(9)
+    assert len(graphs) == before, "training lost its graphs"
+
+
+def test_attention_keeps_its_own_compiler_while_a_compiled_model_generates(tiny, monkeypatch):
+    """FlexAttention run eagerly would hold every score."""
+    calls = []
+
+    def inner(x):
+        calls.append(torch.compiler.is_compiling())
+        return x + 0
+
+    compiled = torch.compile(inner, backend="eager")
+
+    def packed(document_T, branch_T):
+        attend = packed_attention(document_T, branch_T)
+        return lambda layer, q, k, v: attend(layer, compiled(q), k, v)
+
+    monkeypatch.setattr(generation, "packed_attention", packed)
+    model = load_model(tiny)
+    for block in model.model.layers:
+        block.compile(backend="eager")
+    generate(model, [[5, 6, 7], [8, 9]], 2, {2})
+    assert calls and all(calls)
