@@ -4,11 +4,11 @@ control. Written to results.json and read from it; rendered by report/; seeds po
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ecliptica.evaluation import statistics
 from ecliptica.evaluation.measured import (
@@ -112,11 +112,8 @@ class Results:
 
 
 def versions() -> dict[str, str]:
-    return {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
+    python = sys.version.split()[0]
+    return {"python": python} | {name: metadata.version(name) for name in ("torch", "numpy")}
 
 
 # From JSON

@@ -107,4 +107,4 @@ def get(name: str) -> Suite:
 
 def about(name: str) -> str:
     """The docstring of a suite's file."""
-    return FOLDER.get(name).__doc__
+    return FOLDER.about(name)

@@ -24,7 +24,6 @@ from ecliptica.evaluation.banks import (
 from ecliptica.evaluation.grid import CONTROLS, MEANT, Cross, Grid, interaction, read_square
 from ecliptica.evaluation.questions import Question
 from ecliptica.evaluation.suites import Asked, Details, Study, Suite
-from ecliptica.evaluation.systems import is_base_of
 from model.errors import InputError
 
 
@@ -105,6 +104,9 @@ def kl_of_first_trained(
     crosses: Sequence[Cross], number: int, system, control
 ) -> Sequence[Question]:
     """The first trained system is asked how far it went from the base it was trained on."""
+    # Not above: torch is not loaded for the help of a suite.
+    from ecliptica.evaluation.systems import is_base_of
+
     if number == 1 and is_base_of(control, system):
         return own_references(crosses)
     return ()
