@@ -13,38 +13,43 @@ from model import cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else list(argv)
     parser = cli.Parser(description=__doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for name in suites.names():
+    for folder in (suites, commands):
+        for name in folder.names():
+            add(names, name, folder.about(name))
+
+    # Flags for the one that is asked, and no other is imported: --help waits for nothing.
+    name = words[0] if words else ""
+    if name in suites.names():
         suite = suites.get(name)
-        about = suites.about(name)
-        add(names, name, about, command.option_types(suite), of_suite(suite))
-    for name in commands.names():
-        module = commands.get(name)
-        add(names, name, module.__doc__, (module.Options,))
-    args = parser.parse_args(argv)
+        kinds = command.option_types(suite)
+        names.choices[name].epilog = of_suite(suite)
+    elif name in commands.names():
+        kinds = (commands.get(name).Options,)
+    else:
+        kinds = ()
+    for kind in kinds:
+        add_flags(names.choices[name], kind)
+    args = parser.parse_args(words)
 
     # The flags as typed options, and one function is called.
-    if args.name in suites.names():
-        suite = suites.get(args.name)
-        options = [from_flags(kind, args) for kind in command.option_types(suite)]
+    options = [from_flags(kind, args) for kind in kinds]
+    if name in suites.names():
         command.run_suite(suite, *options)
     else:
-        module = commands.get(args.name)
-        module.run(from_flags(module.Options, args))
+        commands.get(name).run(*options)
 
 
-def add(names, name: str, about: str, kinds: Sequence[type], epilog: str = "") -> None:
-    """One suite or command, with a flag for every field of its options."""
-    parser = names.add_parser(
+def add(names, name: str, about: str) -> None:
+    """One suite or command, still without its flags."""
+    names.add_parser(
         name,
         help=first_line(about).replace("%", "%%"),
         description=about,
-        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for kind in kinds:
-        add_flags(parser, kind)
 
 
 if __name__ == "__main__":

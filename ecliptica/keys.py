@@ -12,13 +12,9 @@ from types import UnionType
 from typing import Any, get_origin
 
 from ecliptica.config import to_toml
-from ecliptica.data import formats
-from ecliptica.data.settings import DataConfig
 from ecliptica.evaluation import suites
 from ecliptica.flags import flag
 from ecliptica.markdown import table
-from ecliptica.objectives import configs
-from ecliptica.recipe import Config
 from model import cli
 
 HEAD = """# Keys of a recipe, options of a suite
@@ -36,6 +32,12 @@ def page() -> str:
 
 def recipe_tables() -> Iterator[str]:
     """A table for each section; for `objective` and `data`, one for each variant with keys."""
+    # Only now what takes seconds to import: --help does not wait for torch.
+    from ecliptica.data import formats
+    from ecliptica.data.settings import DataConfig
+    from ecliptica.objectives import configs
+    from ecliptica.recipe import Config
+
     for section in fields(Config):
         if section.name == "objective":
             for name, kind in configs().items():

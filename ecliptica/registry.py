@@ -1,7 +1,9 @@
 """One file, one thing: the modules of a folder by name. A file that is dropped in is there."""
 
+import ast
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
@@ -35,6 +37,14 @@ class Folder:
                 f"{self.what}: expected one of {', '.join(names)}, got {name!r}{hint(name, names)}"
             )
         return import_module(f"{self.package}.{name.replace('-', '_')}")
+
+    def about(self, name: str) -> str:
+        """The docstring of a module, read from its file: a list of names imports nothing."""
+        for module in iter_modules(self.path):
+            if module.name.replace("_", "-") == name:
+                file = module.module_finder.find_spec(module.name).origin
+                return ast.get_docstring(ast.parse(Path(file).read_bytes())) or ""
+        raise InputError(f"{self.what}: no {name!r} among {', '.join(self.names())}")
 
     def all(self) -> dict[str, ModuleType]:
         """{name: module}."""

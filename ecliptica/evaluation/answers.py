@@ -8,34 +8,17 @@ group is one prompt in one wording under all of its instructions.
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from ecliptica.config import Rule, not_negative, option, positive, seed
 from ecliptica.data.templates import stop_ids
-from ecliptica.evaluation.questions import Question, Sampling
-from ecliptica.evaluation.scoring import Answered, Loaded, context_ids
+from ecliptica.evaluation.questions import Answered, Question, Sampling
+from ecliptica.evaluation.scoring import Loaded, context_ids
 from model.errors import InputError
 from model.generate import generate
 
 BATCH = 16  # rows at most; a constant, so that no option changes a text
-A_MASS = Rule("a share above 0, up to 1", lambda value: 0 < value <= 1)
 GROUP = ("condition", "prompt", "wording")  # names that the questions of one group share
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """The options of whatever generates."""
-
-    max_new_tokens: int = positive(128, "tokens of an answer at most")
-    temperature: float = not_negative(0.0, "0: greedy")
-    top_p: float = option(1.0, "sample from the likeliest tokens of this probability", A_MASS)
-    seed: int = seed(0, "of the sampling")
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.max_new_tokens, self.temperature, self.top_p, self.seed)
 
 
 def ends(system: Loaded) -> list[int]:
@@ -120,3 +103,38 @@ def _lines(system: Loaded, batch: list[Question], contexts: list[list[int]]) -> 
         }
         lines.append((question, line))
     return lines
+
+
+# Texts for contexts that stand in no grid
+
+
+def respond(system: Loaded, contexts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
+    """Texts for the contexts, in their order; similar lengths share a batch. Context n samples
+    with seed + n whatever its batch."""
+    texts = [""] * len(contexts)
+    batches = by_length(contexts, sampling.max_new_tokens, system.batch_tokens)
+    for batch in tqdm(batches, unit="batch", desc="generating", leave=False, disable=None):
+        answers = generate(
+            system.model,
+            [contexts[number] for number in batch],
+            sampling.max_new_tokens,
+            ends(system),
+            sampling.temperature,
+            sampling.top_p,
+            seeds=[sampling.seed + number for number in batch],
+        )
+        for number, ids in zip(batch, answers):
+            texts[number] = system.tokenizer.decode(ids)
+    return texts
+
+
+def by_length(contexts: Sequence[Sequence[int]], new_tokens: int, budget: int) -> list[list[int]]:
+    """Numbers of contexts, shortest first, in batches that fill at most `budget` tokens of cache
+    (a longer single one goes alone)."""
+    batches = []
+    for number in sorted(range(len(contexts)), key=lambda number: len(contexts[number])):
+        row = len(contexts[number]) + new_tokens
+        if not batches or (len(batches[-1]) + 1) * row > budget:
+            batches.append([])
+        batches[-1].append(number)
+    return batches

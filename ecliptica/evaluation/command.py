@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ecliptica.config import option
-from ecliptica.evaluation import systems
-from ecliptica.evaluation.ledger import FILE, Ledger
+from ecliptica.evaluation.ledger import FILE, Answering, Ledger
+from ecliptica.evaluation.options import Compared
 from ecliptica.evaluation.report import tables
 from ecliptica.evaluation.rescoring import recorded
 from ecliptica.evaluation.results import Results
@@ -45,7 +45,7 @@ def option_types(suite: Suite) -> tuple[type, ...]:
     """The dataclasses whose fields are the flags of a suite."""
     if not suite.asks_systems:
         return suite.Options, Output
-    return systems.Compared, suite.Options, KeptOutput
+    return Compared, suite.Options, KeptOutput
 
 
 def run_suite(suite: Suite, *options: Any) -> Results:
@@ -66,16 +66,20 @@ def run_recorded(suite: Suite, options: Any, output: Output) -> Results:
 
 def run_compared(
     suite: Suite,
-    compared: systems.Compared,
+    compared: Compared,
     options: Any,
     output: KeptOutput,
-    loaded: dict[str, systems.System] | None = None,
+    loaded: dict[str, Answering] | None = None,
 ) -> Results:
     """A suite that asks systems. loaded: they are there already, from an earlier suite."""
     # Everything that can be wrong before a model is looked for.
     study = suite.prepare(options)
     check_outputs(output)
     ledger = Ledger(output.rescore or output.ledger or Path(output.out) / FILE)
+
+    # Only now what takes seconds to import.
+    from ecliptica.evaluation import systems
+
     if output.rescore:
         record = systems.made_with(compared.model, compared.template, compared.adapter)
         loaded = recorded(ledger, record)

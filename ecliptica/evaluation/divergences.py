@@ -1,16 +1,16 @@
 """How far two distributions over the next token lie apart along one response: between two systems
 (kl), or under two instructions (jsd)."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch.nn.functional import softplus
 from tqdm import tqdm
 
 from ecliptica.data.packing import pack
-from ecliptica.evaluation.metrics.distribution_shift import token_jsd
-from ecliptica.evaluation.questions import Question
+from ecliptica.evaluation.questions import Answered, Question
 from ecliptica.evaluation.scoring import (
-    Answered,
     Loaded,
     check_finite,
     check_fits,
@@ -73,3 +73,15 @@ def jsd(system: Loaded, contexts: Sequence[Sequence[int]], response: Sequence[in
     for first, second in zip(first_RD.split(ROWS), second_RD.split(ROWS)):
         parts.append(token_jsd(first @ head_VD.T, second @ head_VD.T))
     return float(torch.cat(parts).mean())
+
+
+def token_jsd(first_RV: torch.Tensor, second_RV: torch.Tensor) -> torch.Tensor:
+    """Jensen-Shannon divergence of two rows of logits each, [R] float32 nats."""
+    p_RV = first_RV.float().log_softmax(-1)
+    q_RV = second_RV.float().log_softmax(-1)
+    # log((p + q) / 2 / p) = softplus(d) - ln 2: the rounding of large logits cancels where the two
+    # agree.
+    d_RV = q_RV - p_RV
+    of_p_RV = p_RV.exp() * (math.log(2) - softplus(d_RV))
+    of_q_RV = q_RV.exp() * (math.log(2) - softplus(-d_RV))
+    return 0.5 * (of_p_RV + of_q_RV).sum(-1).clamp_min(0)

@@ -1,7 +1,7 @@
 """The grid that the switching metrics read: every prompt under every instruction, with its own
 responses and those of its neighbours. A Cross is one prompt of it: a unit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -31,9 +31,11 @@ class Grid:
         wording: dict[str, str],
         condition: str = MEANT,
         suffix: str = "",
+        asked: Mapping[str, Sequence[str]] | None = None,
     ):
         """bank: where distractors come from; entries: the units; wording: {instruction id: text};
-        suffix: text behind every prompt."""
+        suffix: text behind every prompt; asked: {prompt id: those of its responses that are asked}
+        in an incomplete design (design.py), None: all."""
         self.wording = wording
         self.names = list(wording)
         self.condition = condition
@@ -41,16 +43,24 @@ class Grid:
         self.prompts = {entry.id: entry.prompt for entry in bank}
         if condition == SCRAMBLED:
             self.prompts = dealt_wrongly(bank)
+        self.asked = asked
         self.crosses = [Cross(self, entry, bank) for entry in entries]
 
 
 class Cross:
-    """One prompt x of a grid, under all of its instructions."""
+    """One prompt x of a grid, under all of its instructions.
+
+    names: the instructions, the rows J; asked: those whose responses are asked, the columns K. In
+    a complete design the two are the same.
+    """
 
     def __init__(self, grid: Grid, entry: Entry, bank: Sequence[Entry]):
         self.grid = grid
         self.entry = entry
         self.names = grid.names
+        self.asked = grid.names
+        if grid.asked is not None:
+            self.asked = list(grid.asked[entry.id])
         self.distractors = distractors(entry, bank)
         answered = [other for other in self.distractors if set(self.names) <= set(other.responses)]
         self.rival_prompts = answered[:RIVAL_PROMPTS]
@@ -71,18 +81,41 @@ class Cross:
         prompt = self.grid.prompts[asked.id] + self.grid.suffix
         return Question(prompt, instruction, owner.responses[k], names=names)
 
+    def rows_of_asked(self) -> list[int]:
+        """Of each asked response, the number of its own instruction."""
+        return [self.names.index(name) for name in self.asked]
+
+    def spread(self, values_K: Sequence[float]) -> list[float]:
+        """A value of each asked response as one of each instruction: NaN for those not asked."""
+        by_name = dict(zip(self.asked, values_K, strict=True))
+        return [by_name.get(name, float("nan")) for name in self.names]
+
+
+def columns(cross: Cross) -> Iterator[Question]:
+    """Every asked response to the prompt under every instruction, instruction by instruction."""
+    for j in cross.names:
+        for k in cross.asked:
+            yield cross.question(j, cross.entry, k)
+
+
+def read_columns(cross: Cross, answers) -> np.ndarray:
+    """s_JK of one prompt: a row for every instruction, a column for every asked response."""
+    scores = [answers[question] for question in columns(cross)]
+    return np.array(scores).reshape(len(cross.names), len(cross.asked))
+
 
 def square(cross: Cross) -> Iterator[Question]:
-    """Every response to the prompt under every instruction, instruction by instruction."""
-    for j in cross.names:
-        for k in cross.names:
+    """Every asked response to the prompt under the instructions of the asked ones, instruction by
+    instruction."""
+    for j in cross.asked:
+        for k in cross.asked:
             yield cross.question(j, cross.entry, k)
 
 
 def read_square(cross: Cross, answers) -> np.ndarray:
-    """s_JK of one prompt."""
+    """s_KK of one prompt: the asked responses under their own instructions."""
     scores = [answers[question] for question in square(cross)]
-    return np.array(scores).reshape(len(cross.names), len(cross.names))
+    return np.array(scores).reshape(len(cross.asked), len(cross.asked))
 
 
 def distractors(entry: Entry, bank: Sequence[Entry]) -> list[Entry]:

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ecliptica.evaluation.questions import ASKED, Question
-from ecliptica.evaluation.scoring import Answered
+from ecliptica.evaluation.questions import ASKED, Answered, Question
 from ecliptica.files import append_lines, check_writable, journal_lines, naming
 from model.errors import InputError
 from model.files import parse_object

@@ -107,9 +107,39 @@ def changes(measured: Measured, drawn: np.ndarray, seeds: int = 1) -> dict[str, 
     }
 
 
+def detectable(measured: Measured, drawn: np.ndarray) -> dict[str, dict[str, float | None]]:
+    """{label: {metric: the smallest difference to the control that this table could have shown}},
+    from its own spread between units (statistics.detectable). Of a system that stands alone: the
+    smallest distance from a fixed value, such as chance."""
+    control, *others = measured.per_unit
+    table = {}
+    for label in others or [control]:
+        table[label] = {}
+        for name in measured.rows:
+            how, mine = _made_of(measured, label, name)
+            columns = list(mine)
+            if label != control:
+                columns += _made_of(measured, control, name)[1]
+                how = _minus(how, len(mine))
+            units = len(columns[0])
+            table[label][name] = statistics.detectable(how, columns, drawn, units)
+    return table
+
+
+def _made_of(measured: Measured, label: str, name: str):
+    """(how, columns) of a row of the table: of a plain metric its own mean."""
+    if name in measured.derived:
+        return measured.how(name), measured.columns(label, name)
+    return (lambda mean: mean), [measured.per_unit[label][name]]
+
+
+def _minus(how, count: int):
+    """how of the first `count` means minus how of the others."""
+    return lambda *means: how(*means[:count]) - how(*means[count:])
+
+
 def _change(how, mine, own, drawn: np.ndarray, seeds: int) -> tuple[dict, float]:
     """(interval of the difference, p). how None: of one column."""
-    count = len(mine)
     if how is None:
         paired = np.subtract(mine[0], own[0])
         numbers = statistics.summary(paired, drawn)
@@ -118,11 +148,8 @@ def _change(how, mine, own, drawn: np.ndarray, seeds: int) -> tuple[dict, float]
         return numbers, statistics.sign_flip(paired)
     numbers = statistics.change(how, mine, own, drawn)
     if seeds > 1:
-
-        def difference(*means):
-            return how(*means[:count]) - how(*means[count:])
-
-        return numbers, statistics.bootstrap_p(difference, [*mine, *own], drawn)
+        both = [*mine, *own]
+        return numbers, statistics.bootstrap_p(_minus(how, len(mine)), both, drawn)
     return numbers, statistics.swap_test(how, mine, own)
 
 

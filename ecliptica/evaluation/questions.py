@@ -76,3 +76,7 @@ class Question:
     def __str__(self) -> str:
         """The ids it was made from; for a question without names its prompt."""
         return "/".join(str(name) for name in self.names.values()) or repr(self.prompt)
+
+
+# Questions with what a line of the ledger says of each.
+Answered = list[tuple[Question, dict[str, Any]]]

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ecliptica.evaluation.ledger import Ledger
-from ecliptica.evaluation.questions import Question
-from ecliptica.evaluation.scoring import Answered
-from ecliptica.evaluation.systems import BASE
+from ecliptica.evaluation.options import BASE
+from ecliptica.evaluation.questions import Answered, Question
 from model.errors import InputError
 
 

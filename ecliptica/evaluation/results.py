@@ -4,11 +4,11 @@ control. Written to results.json and read from it; rendered by report/; seeds po
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ecliptica.evaluation import statistics
 from ecliptica.evaluation.measured import (
@@ -19,6 +19,7 @@ from ecliptica.evaluation.measured import (
     Measured,
     Values,
     changes,
+    detectable,
     intervals,
     listed,
 )
@@ -51,6 +52,8 @@ class Results:
     derived: dict[str, Made] = field(default_factory=dict)
     by_instruction: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
     controls: dict[str, dict[str, dict[str, Interval]]] = field(default_factory=dict)
+    # The smallest difference that the table could have shown: measured.detectable.
+    detectable: dict[str, dict[str, float | None]] = field(default_factory=dict)
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)  # what a suite says beside, as JSON
@@ -68,7 +71,7 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self)
         details = plain.pop("details")
-        for name in ("tables", "parts", "derived", "by_instruction", "difference"):
+        for name in ("tables", "parts", "derived", "by_instruction", "difference", "detectable"):
             if not plain[name]:
                 del plain[name]
         return plain | details
@@ -112,11 +115,8 @@ class Results:
 
 
 def versions() -> dict[str, str]:
-    return {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
+    python = sys.version.split()[0]
+    return {"python": python} | {name: metadata.version(name) for name in ("torch", "numpy")}
 
 
 # From JSON
@@ -149,6 +149,7 @@ def _typed(cls, plain: dict[str, Any]) -> Results:
         "derived": nested(plain.get("derived", {}), lambda it: Made(tuple(it["of"]), it["how"]), 1),
         "by_instruction": nested(plain.get("by_instruction", {}), interval, 3),
         "controls": nested(plain.get("controls", {}), interval, 3),
+        "detectable": plain.get("detectable", {}),
         "tables": tuple(second(table) for table in plain.get("tables", ())),
         "notes": tuple(text for text in notes if text),
         "headline": plain.get("headline", next(iter(plain["metrics"]))),
@@ -198,6 +199,7 @@ def _pooled(cls, seeds: list[Results]) -> Results:
         metrics=first.metrics,
         systems=intervals(measured, drawn),
         difference=changes(measured, drawn, len(seeds)),
+        detectable=detectable(measured, drawn),
         per_unit=_listed(measured.per_unit),
         parts=_listed(measured.parts),
         derived=first.derived,

@@ -13,12 +13,19 @@ import numpy as np
 
 from ecliptica.evaluation import statistics
 from ecliptica.evaluation.ledger import Answering, Ledger
-from ecliptica.evaluation.measured import Column, Interval, Made, Measured, changes, intervals
+from ecliptica.evaluation.measured import (
+    Column,
+    Interval,
+    Made,
+    Measured,
+    changes,
+    detectable,
+    intervals,
+)
 from ecliptica.evaluation.measured import listed as as_json
 from ecliptica.evaluation.metrics import Answers, level
 from ecliptica.evaluation.results import Results, versions
 from ecliptica.evaluation.suites import Asked, Study, Suite
-from ecliptica.evaluation.systems import record_of
 
 Label = str
 
@@ -72,6 +79,7 @@ def run_study(
         metrics=measured.rows,
         systems=intervals(measured, drawn),
         difference=changes(measured, drawn),
+        detectable=detectable(measured, drawn),
         per_unit=_listed(measured.per_unit),
         parts=_listed(measured.parts),
         derived=measured.derived,
@@ -100,11 +108,18 @@ def ask(study: Study, systems: Mapping[Label, Answering], ledger: Ledger) -> dic
     with_control = len(systems) > 1
     answers = {}
     for number, (label, system) in enumerate(systems.items()):
-        for units in (study.units, *study.controls.values()):
+        for units in (study.units, *study.controls_of(number, len(systems)).values()):
             questions = study.questions(units, with_control)
             answers[label] = ledger.ask(system, label, questions, control)
         ledger.ask(system, label, study.more_questions(number, system, control), control)
     return answers
+
+
+def record_of(systems: Mapping[Label, Any]) -> dict[str, Any]:
+    """How a trained one of these was made. An ablation goes before the others, so that no other
+    system takes its stamp away."""
+    records = [system.record for system in systems.values()]
+    return max(records, key=lambda record: (bool(record.get("ablation")), bool(record)))
 
 
 # Measuring
@@ -157,8 +172,8 @@ def of_controls(
     """{label: {condition: {metric: interval}}} on the same draws as the table; a condition under
     which a system has no value at all is left out."""
     table = {}
-    for label, own in answers.items():
-        for condition, units in study.controls.items():
+    for number, (label, own) in enumerate(answers.items()):
+        for condition, units in study.controls_of(number, len(answers)).items():
             row = {}
             for metric in study.plain_metrics(len(answers) > 1):
                 values = [metric.value(unit, own) for unit in units]

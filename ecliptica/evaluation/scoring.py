@@ -4,14 +4,14 @@ all of its responses."""
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from tqdm import tqdm
 
 from ecliptica.data.packing import by_budget, pack
 from ecliptica.data.templates import Template, encode_pieces, render_context, response_pieces
-from ecliptica.evaluation.questions import Question
+from ecliptica.evaluation.questions import Answered, Question
 from ecliptica.policy import score
 from ecliptica.schema import Encoded
 from model.errors import InputError
@@ -20,9 +20,6 @@ from model.tokenizer import Tokenizer
 
 RESPONSES_PER_DOCUMENT = 32  # a context is repeated for more: bounds memory and what a kill loses
 CPU_TOKENS = 1024  # of a forward on a CPU: more leave its caches, a fifth slower at 4096
-
-# Questions with what a line of the ledger says of each.
-Answered = list[tuple[Question, dict[str, Any]]]
 
 
 class Loaded(Protocol):

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ecliptica.config import choice, option, positive
 from ecliptica.data.templates import Template, as_text, get_template, render_context
 from ecliptica.evaluation.answers import ends, generated
 from ecliptica.evaluation.divergences import between_instructions, kl_to_control
-from ecliptica.evaluation.questions import Question
-from ecliptica.evaluation.scoring import Answered, log_probs
+from ecliptica.evaluation.options import BASE, TRAINED, Compared, Options
+from ecliptica.evaluation.questions import Answered, Question
+from ecliptica.evaluation.scoring import log_probs
 from ecliptica.record import RECORD, base_adapter, read_record
 from model.config import load_config
 from model.devices import pick_device
@@ -27,8 +27,6 @@ from model.lora import adapters_off, load_adapter, merge_lora
 from model.tokenizer import Tokenizer, check_sizes, load_tokenizer
 from model.weights import load_model
 
-BASE = "prompting-only"  # the control: the base model under the same instructions
-TRAINED = "trained"
 # What an answer depends on beside the weights themselves, of every directory they come from.
 DIGESTED = (
     "config.json",
@@ -132,18 +130,6 @@ def _digest_directory(sha256, directory: Path) -> None:
 # Loading
 
 
-@dataclass(frozen=True)
-class Options:
-    """Which system: what every command that asks a model takes."""
-
-    model: str = option(..., "Hugging Face model directory")
-    template: str = option(..., "llama3, chatml, alpaca, paper; none: the input is rendered text")
-    adapter: str | None = option(None, "LoRA adapter directory (PEFT layout)")
-    dtype: str = choice("float32", ("float32", "bfloat16"), "what the model computes in")
-    batch_tokens: int = positive(4096, "packed tokens a forward pass takes at most")
-    device: str = choice("auto", ("auto", "cpu", "cuda"), "where it runs")
-
-
 def load_one(options: Options, **changes: str) -> System:
     """The system that options name, or another one of the same settings."""
     settings = {field.name: getattr(options, field.name) for field in fields(Options)}
@@ -214,43 +200,6 @@ def is_base_of(control: Any, system: Any) -> bool:
     return adapted and system.without_adapter().digest == control.digest
 
 
-@dataclass(frozen=True)
-class Compared(Options):
-    """Which systems stand side by side in one table."""
-
-    base: str | None = option(
-        None,
-        "control model directory, when --model is itself the trained one (full fine-tuning)",
-    )
-    also: tuple[str, ...] = option(
-        (),
-        "one more trained adapter (another seed, or trained without I); may be repeated",
-        repeat=True,
-        metavar="LABEL=ADAPTER",
-    )
-
-    def check(self) -> None:
-        labels = [label for label, _ in self.others()]
-        if len({*labels, BASE, TRAINED}) < len(labels) + 2:
-            raise InputError(
-                f"--also: the labels {', '.join(labels)} must differ from one another and from "
-                f"{BASE}, {TRAINED}"
-            )
-
-    def others(self) -> list[tuple[str, str]]:
-        """(label, adapter directory) of each --also."""
-        pairs = []
-        for text in self.also:
-            label, _, path = text.partition("=")
-            if not label or not path:
-                raise InputError(
-                    f"--also {text}: expected LABEL=ADAPTER_DIRECTORY, such as "
-                    "seed-1=runs/seed1/final"
-                )
-            pairs.append((label, path))
-        return pairs
-
-
 def compared(options: Compared) -> dict[str, System]:
     """{label: system}, the control first: the base model under the same instructions."""
     system = load_one(options)
@@ -263,10 +212,3 @@ def compared(options: Compared) -> dict[str, System]:
     for label, path in options.others():
         systems[label] = load_one(options, adapter=path)
     return systems
-
-
-def record_of(systems: dict[str, Any]) -> dict[str, Any]:
-    """How a trained one of these was made. An ablation goes before the others, so that no other
-    system takes its stamp away."""
-    records = [system.record for system in systems.values()]
-    return max(records, key=lambda record: (bool(record.get("ablation")), bool(record)))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ecliptica.evaluation.judge import Judge
-from ecliptica.evaluation.systems import BASE
+from ecliptica.evaluation.options import BASE
 from ecliptica.fields import text
 from ecliptica.files import read_records
 from model.errors import InputError

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ecliptica.evaluation.divergences import token_jsd
 from ecliptica.evaluation.metrics import (
     contract_kept,
     distribution_shift,
@@ -17,7 +18,6 @@ from ecliptica.evaluation.metrics import (
     scale,
     underspecified,
 )
-from ecliptica.evaluation.metrics.distribution_shift import token_jsd
 
 RNG = np.random.default_rng(0)
 NAN = float("nan")

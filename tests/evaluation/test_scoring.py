@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import eval as evaluate
-from ecliptica.evaluation.commands.generate import respond
+from ecliptica.evaluation.answers import respond
 from ecliptica.evaluation.questions import Sampling
 from ecliptica.evaluation.systems import System
 from model.errors import InputError

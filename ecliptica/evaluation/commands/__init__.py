@@ -14,3 +14,8 @@ def names() -> tuple[str, ...]:
 
 def get(name: str) -> ModuleType:
     return FOLDER.get(name)
+
+
+def about(name: str) -> str:
+    """The docstring of a command's file."""
+    return FOLDER.about(name)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ecliptica.config import option
-from ecliptica.evaluation import suites, systems
+from ecliptica.evaluation import suites
 from ecliptica.evaluation.banks import WordedOptions, some_of
 from ecliptica.evaluation.command import KeptOutput, run_compared
 from ecliptica.evaluation.ledger import FILE
+from ecliptica.evaluation.options import Compared
 from ecliptica.evaluation.report import tables
 from ecliptica.evaluation.results import Results
 from ecliptica.evaluation.suites import Suite
@@ -28,7 +29,7 @@ ALL = OF_BANK + OF_POLICIES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(WordedOptions, systems.Compared):
+class Options(WordedOptions, Compared):
     out: str = option(..., "directory to write; what it has already is not computed again")
     rescore: str | None = option(
         None,
@@ -48,6 +49,9 @@ def run(options: Options) -> None:
     check_writable(options.out, "--out", directory=True)
     for name in ("summary.json", "summary.md"):
         check_writable(Path(options.out) / name, "--out")
+
+    # Only now what takes seconds to import.
+    from ecliptica.evaluation import systems
 
     # The models are loaded once for all suites, when the first one is known to be right.
     loaded = None

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ecliptica.config import choice, option
-from ecliptica.evaluation import systems
-from ecliptica.evaluation.answers import SamplingOptions
 from ecliptica.evaluation.banks import AT_LEAST_ONE, SHIPPED, no_prompt, numbers, some_of
 from ecliptica.evaluation.grid import CONTROLS, MEANT, NO_INSTRUCTION, SCRAMBLED, dealt_wrongly
-from ecliptica.evaluation.ledger import Ledger
+from ecliptica.evaluation.ledger import Answering, Ledger
+from ecliptica.evaluation.options import BASE, Compared, SamplingOptions
 from ecliptica.evaluation.questions import Question
-from ecliptica.evaluation.systems import BASE, System
 from ecliptica.files import check_writable, write_lines
 from ecliptica.isd.bank import (
     BANK,
@@ -38,7 +36,7 @@ Line = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SamplingOptions, systems.Compared):
+class Options(SamplingOptions, Compared):
     out: str = option(..., "JSON lines to write; what it has already is not generated again")
     bank: str = option(
         str(BANK), "JSON lines, or a directory of them", default_text=SHIPPED["bank"]
@@ -88,7 +86,7 @@ def run(options: Options) -> None:
     )
 
 
-def chosen(options: Options) -> dict[str, System]:
+def chosen(options: Options) -> dict[str, Answering]:
     """The systems that --system names. Raises InputError, before one is loaded, for a trained one
     that there is not."""
     several = options.adapter or options.base or options.also
@@ -96,7 +94,10 @@ def chosen(options: Options) -> dict[str, System]:
         raise InputError(
             "--system trained: give the trained one as --adapter, or its control as --base"
         )
-    loaded = systems.compared(options)
+    # Only now what takes seconds to import.
+    from ecliptica.evaluation.systems import compared
+
+    loaded = compared(options)
     if options.system == "both":
         return loaded
     base = options.system == "base"

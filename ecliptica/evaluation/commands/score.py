@@ -4,24 +4,27 @@
 from dataclasses import dataclass
 
 from ecliptica.config import option
-from ecliptica.evaluation import systems
-from ecliptica.evaluation.given import context_of, encode_response, parse
-from ecliptica.evaluation.scoring import Job, score_all
+from ecliptica.evaluation import options
 from ecliptica.files import check_writable, read_records, write_lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(systems.Options):
+class Options(options.Options):
     data: str = option(..., "JSON lines in")
     out: str = option(..., "JSON lines out, in the same order")
 
 
 def run(options: Options) -> None:
+    # Only now what takes seconds to import.
+    from ecliptica.evaluation.given import context_of, encode_response, parse
+    from ecliptica.evaluation.scoring import Job, score_all
+    from ecliptica.evaluation.systems import load_one
+
     # What can be wrong before a model is loaded: the lines, and the output.
     rendered = options.template == "none"
     given = read_records(options.data, lambda record, where: parse(record, where, rendered))
     check_writable(options.out, "--out")
-    system = systems.load_one(options)
+    system = load_one(options)
 
     jobs = []
     for line in given:

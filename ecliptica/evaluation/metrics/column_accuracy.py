@@ -2,14 +2,15 @@
 argmax_j s(j, k, x) = k.
 
 The same string under every instruction, so response length plays no part. Chance 1/J for J
-instructions. Blind to the prompt.
+instructions. Blind to the prompt. In an incomplete design (design.py) the share is of the asked
+responses, each among all J instructions.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ecliptica.evaluation.grid import read_square, square
+from ecliptica.evaluation.grid import columns, read_columns
 from ecliptica.evaluation.metrics import Metric, top_share
 
 TITLE = "column accuracy"
@@ -27,6 +28,11 @@ def by_response(s_JK: np.ndarray, own: Sequence[int] | None = None) -> list[floa
     return [top_share(s_JK[:, k], j) for k, j in enumerate(own)]
 
 
+def of_asked(cross, answers) -> list[float]:
+    """[share of response k] of the asked responses of one prompt."""
+    return by_response(read_columns(cross, answers), cross.rows_of_asked())
+
+
 def chance(instructions: int) -> float:
     return 1 / instructions
 
@@ -41,9 +47,9 @@ METRICS = (
         TITLE,
         null,
         blind_to="the prompt",
-        questions=square,
-        value=lambda cross, answers: value(read_square(cross, answers)),
+        questions=columns,
+        value=lambda cross, answers: float(np.mean(of_asked(cross, answers))),
         reads="grid",
-        parts=lambda cross, answers: by_response(read_square(cross, answers)),
+        parts=lambda cross, answers: cross.spread(of_asked(cross, answers)),
     ),
 )

@@ -10,9 +10,6 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-from torch.nn.functional import softplus
-
 from ecliptica.evaluation.metrics import Derived, Metric, mean
 from ecliptica.evaluation.questions import Question
 
@@ -20,18 +17,6 @@ INSTRUCTIONS, WORDINGS = "instructions", "wordings"
 
 # A unit: one prompt, with the questions of each column.
 Pairs = dict[str, Sequence[Question]]
-
-
-def token_jsd(first_RV: torch.Tensor, second_RV: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence of two rows of logits each, [R] float32 nats."""
-    p_RV = first_RV.float().log_softmax(-1)
-    q_RV = second_RV.float().log_softmax(-1)
-    # log((p + q) / 2 / p) = softplus(d) - ln 2: the rounding of large logits cancels where the two
-    # agree.
-    d_RV = q_RV - p_RV
-    of_p_RV = p_RV.exp() * (math.log(2) - softplus(d_RV))
-    of_q_RV = q_RV.exp() * (math.log(2) - softplus(-d_RV))
-    return 0.5 * (of_p_RV + of_q_RV).sum(-1).clamp_min(0)
 
 
 def share(nats: float) -> float:

@@ -4,6 +4,10 @@
 
 Right instruction *and* right prompt are needed: a model that ignores either is at chance among the
 candidates that it cannot tell apart. Chance 1/(1 + number of rivals), stated per run.
+
+In an incomplete design (design.py) the share is of the instructions whose own response is asked;
+each still has to beat all of its rivals, the unasked siblings too, so chance stays what it is and
+little is saved: leave joint to the complete design.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,15 +58,15 @@ def questions(cross: Cross) -> Iterator[Question]:
     """The responses to this prompt under every instruction; then, instruction by instruction, the
     rivals, and every response in the context that says nothing."""
     yield from square(cross)
-    for j in cross.names:
+    for j in cross.asked:
         for owner, k in [(cross.entry, j), *rivals(cross, j)]:
             yield from pmi.questions(cross.question(j, owner, k))
 
 
 def read(cross: Cross, answers) -> tuple[list[float], list[list[float]]]:
-    """(PMI of y_{x,j}, PMI of its rivals) in (I_j, x), by instruction j."""
+    """(PMI of y_{x,j}, PMI of its rivals) in (I_j, x), by instruction j of the asked ones."""
     own_J, rivals_JC = [], []
-    for j in cross.names:
+    for j in cross.asked:
         own_J.append(pmi.pmi(answers, cross.question(j, cross.entry, j)))
         asked = [cross.question(j, owner, k) for owner, k in rivals(cross, j)]
         rivals_JC.append([pmi.pmi(answers, question) for question in asked])
@@ -83,6 +87,6 @@ METRICS = (
         questions=questions,
         value=lambda cross, answers: value(*read(cross, answers)),
         reads="grid",
-        parts=lambda cross, answers: by_instruction(*read(cross, answers)),
+        parts=lambda cross, answers: cross.spread(by_instruction(*read(cross, answers))),
     ),
 )

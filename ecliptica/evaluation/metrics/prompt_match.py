@@ -2,7 +2,7 @@
 distractor prompts x' is highest at x.
 
 The same string under every prompt, so response length plays no part. Chance 1/(N + 1). Blind to
-the instruction.
+the instruction. In an incomplete design (design.py) j runs over the asked responses.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,14 +27,14 @@ def chance(distractors: int) -> float:
 
 def questions(cross: Cross) -> Iterator[Question]:
     """y_{x,j} under I_j, at its own prompt and at every distractor."""
-    for j in cross.names:
+    for j in cross.asked:
         yield cross.question(j, cross.entry, j)
         yield from _at_distractors(cross, j)
 
 
 def of_cross(cross: Cross, answers) -> float:
-    own_J = [answers[cross.question(j, cross.entry, j)] for j in cross.names]
-    others_JN = [[answers[asked] for asked in _at_distractors(cross, j)] for j in cross.names]
+    own_J = [answers[cross.question(j, cross.entry, j)] for j in cross.asked]
+    others_JN = [[answers[asked] for asked in _at_distractors(cross, j)] for j in cross.asked]
     return value(own_J, others_JN)
 
 

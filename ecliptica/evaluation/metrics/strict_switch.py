@@ -2,7 +2,8 @@
 s_aa > s_ab and s_bb > s_ba.
 
 Response length and prior do not cancel, so its chance level is that of these very scores with the
-responses' labels permuted.
+responses' labels permuted. In an incomplete design (design.py) the pairs, and the labels, are
+those of the asked responses.
 """
 
 from collections.abc import Sequence

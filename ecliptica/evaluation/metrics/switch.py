@@ -2,7 +2,8 @@
 and response prior cancel.
 
 Blind to the prompt, and it saturates early on raw likelihood. A tie, which is what a model that
-ignores the instruction gives, counts one half.
+ignores the instruction gives, counts one half. In an incomplete design (design.py) the pairs are
+those of the asked responses, at least two.
 """
 
 import numpy as np

@@ -131,7 +131,28 @@ def foot(results) -> str:
             "test", "paired sign-flip test (of a ratio: systems swapped within units)"
         )
         text += f"; p: {test}, Holm over this table"
-    return text + "."
+    return f"{text}. {could_be_seen(results)}".rstrip()
+
+
+def could_be_seen(results) -> str:
+    """The smallest difference that the table could have shown; "" where nothing is known of it."""
+    parts = []
+    for label, by_name in results.detectable.items():
+        known = [
+            f"{results.metrics[name].title} {value:.3f}"
+            for name, value in by_name.items()
+            if value is not None
+        ]
+        if known:
+            whose = f"{label}: " if len(results.detectable) > 1 else ""
+            parts.append(whose + ", ".join(known))
+    if not parts:
+        return ""
+    what = "difference" if results.difference else "distance from a fixed value"
+    return (
+        f"Smallest {what} detectable with 80 % power, two-sided 5 %, from this table's own spread "
+        f"between {results.unit}: {'; '.join(parts)}."
+    )
 
 
 def shown(cell) -> str:

@@ -60,6 +60,7 @@ class Study:
     headline: str = ""  # the metric that stands for the suite; "": the first of the table
     part_names: Sequence[str] = ()  # of the metrics that fall apart: the instructions
     controls: Mapping[str, Sequence[Unit]] = field(default_factory=dict)  # {condition: units}
+    controls_of_control: bool = True  # False: the conditions are asked of the other systems only
     details: Callable[[Asked], Details] = no_details
     # Questions that only some systems are asked: (number in the table, system, control).
     more_questions: Callable[[int, Answering, Answering], Sequence[Question]] = no_more_questions
@@ -72,6 +73,12 @@ class Study:
 
     def derived(self, with_control: bool) -> list[Derived]:
         return [m for m in self.metrics if isinstance(m, Derived) and _applies(m, with_control)]
+
+    def controls_of(self, number: int, systems: int) -> Mapping[str, Sequence[Unit]]:
+        """{condition: units} that one of so many systems is asked, number 0 the control."""
+        if number == 0 and systems > 1 and not self.controls_of_control:
+            return {}
+        return self.controls
 
     def questions(self, units: Sequence[Unit], with_control: bool) -> Iterator[Question]:
         """Everything that the metrics read, unit by unit."""
@@ -107,4 +114,4 @@ def get(name: str) -> Suite:
 
 def about(name: str) -> str:
     """The docstring of a suite's file."""
-    return FOLDER.get(name).__doc__
+    return FOLDER.about(name)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from ecliptica.config import option, positive
-from ecliptica.evaluation.answers import SamplingOptions
 from ecliptica.evaluation.metrics import length_contract, published
 from ecliptica.evaluation.metrics.length_contract import LONG, ROOM, Contract, count
+from ecliptica.evaluation.options import SamplingOptions
 from ecliptica.evaluation.policy_suites import PolicyOptions, wording_of
 from ecliptica.evaluation.questions import Question
 from ecliptica.evaluation.suites import Asked, Details, Study, Suite

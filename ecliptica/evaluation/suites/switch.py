@@ -4,61 +4,108 @@ strict switch, base and trained side by side.
 Log-probs only, no judge. Controls: the base model under the same instructions (prompting only),
 the instruction removed, the prompt scrambled. Writes results.json, samples.jsonl (every score,
 resumable) and table.md into --out.
+
+--responses-per-prompt 4: of each prompt only four of its responses are asked, drawn once, each
+equally often (design.py); column accuracy still has every instruction as a candidate. For the
+same minutes twice the prompts, hence narrower intervals. --controls trained: the conditions are
+asked of the trained systems alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from ecliptica.config import option
-from ecliptica.evaluation import statistics
+from ecliptica.config import Rule, option, seed
+from ecliptica.evaluation import design, statistics
 from ecliptica.evaluation.banks import (
+    Crossed,
     WordedOptions,
     grid_metrics,
     in_one_wording,
     load_crossed,
     some_of,
 )
-from ecliptica.evaluation.grid import CONTROLS, MEANT, Cross, Grid, interaction, read_square
+from ecliptica.evaluation.grid import CONTROLS, MEANT, Cross, Grid, interaction, read_columns
 from ecliptica.evaluation.questions import Question
 from ecliptica.evaluation.suites import Asked, Details, Study, Suite
-from ecliptica.evaluation.systems import is_base_of
 from model.errors import InputError
+
+TRAINED_ONLY = "trained"  # a word of --controls: not of the control system
+AT_LEAST_TWO = Rule(">= 2: switch compares pairs", lambda value: value >= 2)
 
 
 @dataclass(frozen=True)
 class Options(WordedOptions):
     controls: tuple[str, ...] = option(
-        CONTROLS, "conditions to add to the table, comma-separated; '' for none"
+        CONTROLS,
+        "conditions to add to the table, comma-separated; '' for none; trained (alone, or with "
+        "conditions): of the trained systems only",
     )
+    responses_per_prompt: int | None = option(
+        None,
+        "ask so many responses of each prompt, drawn once, each equally often",
+        AT_LEAST_TWO,
+        default_text="all",
+    )
+    design_seed: int = seed(0, "of that draw")
     metrics: tuple[str, ...] = option(
         (), "which of the metrics, comma-separated", default_text="all"
     )
 
 
 def prepare(options: Options) -> Study:
-    for name in options.controls:
-        if name not in CONTROLS:
-            raise InputError(f"--controls {name!r}: expected {', '.join(CONTROLS)}")
+    conditions = conditions_of(options)
     metrics = grid_metrics()
     chosen = some_of(options.metrics, list(metrics), "--metrics") or list(metrics)
     crossed = load_crossed(options)
     wording = in_one_wording(options, crossed.instructions)
 
+    asked = asked_of(options, crossed)
+
     def crosses(condition: str) -> list[Cross]:
-        return Grid(crossed.bank, crossed.entries, wording, condition).crosses
+        return Grid(crossed.bank, crossed.entries, wording, condition, asked=asked).crosses
 
     units = crosses(MEANT)
     return Study(
         units=units,
         metrics=[metrics[name] for name in chosen],
         part_names=list(wording),
-        controls={condition: crosses(condition) for condition in dict.fromkeys(options.controls)},
+        controls={condition: crosses(condition) for condition in conditions},
+        controls_of_control=TRAINED_ONLY not in options.controls,
         details=partial(details, units),
         more_questions=partial(kl_of_first_trained, units),
     )
+
+
+def conditions_of(options: Options) -> list[str]:
+    """The conditions that --controls names; all, if it says no more than of whom."""
+    named = [name for name in options.controls if name != TRAINED_ONLY]
+    for name in named:
+        if name not in CONTROLS:
+            raise InputError(
+                f"--controls {name!r}: expected {', '.join(CONTROLS)}, or {TRAINED_ONLY}"
+            )
+    if not named and options.controls:
+        named = CONTROLS
+    return list(dict.fromkeys(named))
+
+
+def asked_of(options: Options, crossed: Crossed) -> dict[str, tuple[str, ...]] | None:
+    """{prompt id: the responses that are asked}; None: all."""
+    each = options.responses_per_prompt
+    names = list(crossed.instructions)
+    if each is None or each == len(names):
+        return None
+    if each > len(names):
+        raise InputError(
+            f"--responses-per-prompt {each}: a prompt has {len(names)} responses; leave it out for "
+            "all of them"
+        )
+    ids = [entry.id for entry in crossed.entries]
+    return design.drawn(ids, names, each, options.design_seed)
 
 
 def details(crosses: Sequence[Cross], asked: Asked) -> Details:
@@ -68,11 +115,16 @@ def details(crosses: Sequence[Cross], asked: Asked) -> Details:
         "instructions": grid.names,
         "wording": grid.wording,
         "prompt_ids": [cross.entry.id for cross in crosses],
-        "interaction": {
-            label: mean_interaction(crosses, own) for label, own in asked.answers.items()
-        },
+        "asked": {cross.entry.id: list(cross.asked) for cross in crosses if grid.asked},
+        "interaction": mean_interactions(crosses, asked.answers),
     }
     notes = [f"{len(grid.names)} instructions, wording of the split."]
+    if grid.asked:
+        notes.append(
+            f"{len(crosses[0].asked)} of the {len(grid.names)} responses to each prompt were "
+            "asked, drawn at random, each equally often; column accuracy has all "
+            f"{len(grid.names)} instructions as candidates."
+        )
     for own in list(asked.answers.values())[1:2]:
         questions = own_references(crosses)
         if own.is_control or not all(own.knows(question) for question in questions):
@@ -86,10 +138,32 @@ def details(crosses: Sequence[Cross], asked: Asked) -> Details:
     return Details(more, notes)
 
 
+def mean_interactions(
+    crosses: Sequence[Cross], answers: Mapping[str, Any]
+) -> dict[str, list[list[float]]]:
+    """{label: matrix}: mean over prompts of the log-probs with row and column means taken out,
+    nats.
+
+    In an incomplete design each cell is the mean over the prompts that were asked it; nothing
+    where a response was asked of no prompt.
+    """
+    asked = {name for cross in crosses for name in cross.asked}
+    if asked < set(crosses[0].names):
+        return {}
+    return {label: mean_interaction(crosses, own) for label, own in answers.items()}
+
+
 def mean_interaction(crosses: Sequence[Cross], answers) -> list[list[float]]:
-    """Mean over prompts of the log-probs with row and column means taken out, nats."""
-    matrices = [interaction(read_square(cross, answers)) for cross in crosses]
-    return np.mean(matrices, axis=0).round(3).tolist()
+    """Of one system."""
+    names = crosses[0].names
+    total_JK = np.zeros((len(names), len(names)))
+    count_K = np.zeros(len(names))
+    for cross in crosses:
+        own = cross.rows_of_asked()
+        s_JK = read_columns(cross, answers)
+        total_JK[:, own] += s_JK - s_JK.mean(0)
+        count_K[own] += 1
+    return interaction(total_JK / count_K).round(3).tolist()
 
 
 def own_references(crosses: Sequence[Cross]) -> list[Question]:
@@ -97,7 +171,7 @@ def own_references(crosses: Sequence[Cross]) -> list[Question]:
     return [
         replace(cross.question(name, cross.entry, name), asked="kl")
         for cross in crosses
-        for name in cross.names
+        for name in cross.asked
     ]
 
 
@@ -105,6 +179,9 @@ def kl_of_first_trained(
     crosses: Sequence[Cross], number: int, system, control
 ) -> Sequence[Question]:
     """The first trained system is asked how far it went from the base it was trained on."""
+    # Not above: torch is not loaded for the help of a suite.
+    from ecliptica.evaluation.systems import is_base_of
+
     if number == 1 and is_base_of(control, system):
         return own_references(crosses)
     return ()
