@@ -6,7 +6,7 @@ K kv heads                    E head width     B documents       L longest
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -35,6 +35,9 @@ class Encoded:
     context: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
     scores: tuple[float, ...] = (1.0, 0.0)
+    # Of a labelled response: tokens that its context and another's response may have together.
+    # 0: it is packed without a mismatched one.
+    window: int = 0
 
     @property
     def tokens(self) -> int:
@@ -73,14 +76,17 @@ class PackedBatch:
     # counts.
     ids: tuple[str, ...]
     keys: tuple[str, ...]  # Encoded.key of each
+    # The same contexts, each with the response of its neighbour in the step, where the objective
+    # needs them (kto). A pair's score is 1, or 0 if the step has no other context than its own.
+    mismatched: "PackedBatch | None" = None
 
     @property
     def num_sequences(self) -> int:
         return self.owner_S.numel()
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return PackedBatch(**tensors, ids=self.ids, keys=self.keys)
+        moved = {k: v.to(device) for k, v in vars(self).items() if hasattr(v, "to")}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ecliptica.arithmetic import ceil_div, seed_of
 from ecliptica.data.loader import load_examples, micro_batches
 from ecliptica.data.settings import DataConfig
 from ecliptica.data.templates import TEMPLATES, Template, get_template
+from ecliptica.objectives.contract import NOTHING_MORE, Needs
 from ecliptica.schema import Encoded, PackedBatch
 from model.config import load_config
 from model.tokenizer import check_sizes, load_tokenizer
@@ -79,10 +80,13 @@ class Data:
     lines: tuple[str, ...]  # what was read, cut and left out, for the log
 
 
-def load(model_path: str, settings: DataConfig, responses: int | None) -> Data:
+def load(
+    model_path: str, settings: DataConfig, responses: int | None, needs: Needs = NOTHING_MORE
+) -> Data:
     """The data of the section `data`, encoded for a model.
 
-    responses: how many of each preference are wanted; None: all. Raises InputError.
+    responses: how many of each preference are wanted; None: all. needs: of the objective. Raises
+    InputError.
     """
     tokenizer = load_tokenizer(model_path)
     config = load_config(model_path)
@@ -95,11 +99,13 @@ def load(model_path: str, settings: DataConfig, responses: int | None) -> Data:
     # A sequence may be no longer than the model's window, whatever the config allows.
     window = min(settings.max_tokens, config.max_position_embeddings)
     settings = replace(settings, max_tokens=window)
-    examples, counts = load_examples(settings.train, settings, tokenizer, template, responses)
+    examples, counts = load_examples(
+        settings.train, settings, tokenizer, template, responses, needs=needs
+    )
     held_out = []
     if settings.eval:
         held_out, _ = load_examples(
-            settings.eval, settings, tokenizer, template, responses, split="dev"
+            settings.eval, settings, tokenizer, template, responses, split="dev", needs=needs
         )
     source = settings.train or settings.format
     reasons = (*counts.dropped[:SHOWN], *counts.skipped[:SHOWN])

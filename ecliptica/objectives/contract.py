@@ -16,11 +16,17 @@ class Needs:
     reference: bool = False  # the reference's log-prob of each token: rows.ref_logp_R
     kl: bool = False  # the exact KL to the reference at each position: rows.kl_R
     values: bool = False  # a critic's value at each position
+    # Every response an example of its own, good (score 1) or not (score 0), and beside each batch
+    # the same contexts with the responses of others: batch.mismatched.
+    labelled: bool = False
 
     @property
     def frozen_model(self) -> bool:
         """Whether a frozen reference has to be there at all."""
         return self.reference or self.kl
+
+
+NOTHING_MORE = Needs()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,11 @@ class PreferenceConfig:
     reference_free: bool = option(False, "drop the reference's log-probs from the margin")
 
 
+def mean_logp(logp_S: torch.Tensor, sequences: Sequences) -> torch.Tensor:
+    """[S]: a sum over each sequence's tokens as the mean of one token."""
+    return logp_S / sequences.tokens_S.clamp(min=1)
+
+
 def sequence_logp(logp_S: torch.Tensor, tokens_S: torch.Tensor, config: Any) -> torch.Tensor:
     """log pi(Y | I, X): the sum over tokens, or their mean with logp = "mean" (errata 5)."""
     if config.logp == "mean":
@@ -39,11 +44,17 @@ def sft(sequences: Sequences, config: Any) -> Terms:
     return Terms(loss, metrics)
 
 
-def preference(sequences: Sequences, config: PreferenceConfig, reference_free: bool) -> Terms:
+def preference(
+    sequences: Sequences,
+    config: PreferenceConfig,
+    reference_free: bool,
+    label_smoothing: float = 0.0,
+) -> Terms:
     """-log sigmoid(beta (reward+ - reward-)); the reward is log pi, or log pi - log pi_0.
 
     Reference-free it is both the paper's section 1 DPO and CITA's two-way softmax:
     P+ = sigmoid(beta (s+ - s-)). Its gradient is -beta (1 - P+) (grad s+ - grad s-) (errata 1).
+    label_smoothing: the share of preferences that are believed to be the wrong way round.
     """
     best_P, worse_P = sequences.chosen_P, sequences.rejected_P
     reward_S = sequence_logp(sequences.logp_S, sequences.tokens_S, config)
@@ -52,10 +63,27 @@ def preference(sequences: Sequences, config: PreferenceConfig, reference_free: b
     reward_S = config.beta * reward_S
     margin_P = reward_S[best_P] - reward_S[worse_P]
     loss = -F.logsigmoid(margin_P).sum()
+    if label_smoothing:
+        flipped = -F.logsigmoid(-margin_P).sum()
+        loss = (1 - label_smoothing) * loss + label_smoothing * flipped
 
-    margin_P, reward_S = margin_P.detach(), reward_S.detach()
-    logp_S = sequences.logp_S.detach()
-    metrics = {
+    saturated = (margin_P.detach().sigmoid() > 0.99).float().sum()
+    metrics = compared(sequences, reward_S, loss) | {"saturated": saturated}
+    return Terms(loss, metrics)
+
+
+def compared(
+    sequences: Sequences, reward_S: torch.Tensor, loss: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The metrics of a contrastive term: its loss, log-probs and rewards of both responses.
+
+    reward_S: what the objective takes for the reward of a sequence, by which the chosen one ought
+    to be ahead.
+    """
+    best_P, worse_P = sequences.chosen_P, sequences.rejected_P
+    logp_S, reward_S = sequences.logp_S.detach(), reward_S.detach()
+    margin_P = reward_S[best_P] - reward_S[worse_P]
+    return {
         "preference": loss.detach(),
         "logps/chosen": logp_S[best_P].sum(),
         "logps/rejected": logp_S[worse_P].sum(),
@@ -63,9 +91,7 @@ def preference(sequences: Sequences, config: PreferenceConfig, reference_free: b
         "rewards/rejected": reward_S[worse_P].sum(),
         "rewards/margins": margin_P.sum(),
         "rewards/accuracies": (margin_P > 0).float().sum(),
-        "saturated": (margin_P.sigmoid() > 0.99).float().sum(),
     }
-    return Terms(loss, metrics)
 
 
 def weighted(weight: float, term: Terms) -> Terms:

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from ecliptica import objectives
 from ecliptica.schema import Encoded
+from model.errors import InputError
 
 LSE_BYTES = 4  # one float32 a row
 
@@ -25,10 +27,20 @@ def reference_kind(config: Any, passes: int, cache_bytes: int) -> str:
     """training.reference with "auto" resolved: the cache if the run comes back to its examples and
     they fit the budget.
 
-    config: the recipe. Returns "adapter-off", "cache" or "model".
+    config: the recipe. Returns "adapter-off", "cache" or "model". Raises InputError for a cache
+    of pairs that are other ones in every epoch.
     """
+    frozen = "adapter-off" if config.lora.rank else "model"
+    needs = objectives.get(config.objective).needs(config.objective)
+    if needs.labelled:
+        if config.training.reference == "cache":
+            raise InputError(
+                f"training.reference: {config.objective.name} pairs responses anew in every epoch, "
+                f"which no cache has; use training.reference={frozen}"
+            )
+        passes = 1
     if config.training.reference != "auto":
         return config.training.reference
     if passes > 1 and cache_bytes <= config.training.cache_budget_gib * 2**30:
         return "cache"
-    return "adapter-off" if config.lora.rank else "model"
+    return frozen

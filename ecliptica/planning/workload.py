@@ -103,8 +103,9 @@ def workload(config: Config, shape: LlamaConfig) -> Workload:
 
 def _measured(config: Config) -> Workload:
     """The largest micro-batch that any rank gets in the first epoch."""
-    responses = objectives.get(config.objective).RESPONSES
-    data = offline.load(config.model.path, config.data, responses)
+    objective = objectives.get(config.objective)
+    needs = objective.needs(config.objective)
+    data = offline.load(config.model.path, config.data, objective.RESPONSES, needs)
     source = Offline(data.examples, config.training)
     largest: Sequence[Encoded] = ()
     for step in range(min(source.steps, source.per_epoch)):

@@ -83,8 +83,9 @@ def prepared(
     Collective. Raises InputError for what the user can mend, Stopped if a signal asks to stop.
     """
     # The data first: most of what can be wrong is in it, and it is read in seconds.
-    responses = objectives.get(config.objective).RESPONSES
-    data = ranks.together(offline.load, config.model.path, config.data, responses)
+    objective = objectives.get(config.objective)
+    needs = objective.needs(config.objective)
+    data = ranks.together(offline.load, config.model.path, config.data, objective.RESPONSES, needs)
     source = Offline(data.examples, config.training)
     stamp = {"ablation": True} if kl.is_ablation(config.objective) else {}
     with Log(directory.path, source.steps, stamp, ranks.main) as log:

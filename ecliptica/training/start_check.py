@@ -39,7 +39,7 @@ def start_check(
         )
     loss_at_start = getattr(learner.objective, "loss_at_start", lambda settings: None)
     want = loss_at_start(learner.settings)
-    if want is not None and abs(metrics["loss"] - want) > near_loss:
+    if want is not None and abs(metrics["loss"] - want) > near_loss * max(1.0, want):
         raise RuntimeError(
             f"step 0: the loss of {learner.settings.name} is {metrics['loss']}, not {want:.6f}, "
             "as it has to be while policy and reference are the same"

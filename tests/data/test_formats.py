@@ -146,7 +146,8 @@ def test_bad_files_are_named(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             formats.read(tmp_path / name, "cita")
-    with pytest.raises(InputError, match="expected one of cita, eba, isd, messages, got 'csv'"):
+    names = "cita, eba, isd, messages, unpaired"
+    with pytest.raises(InputError, match=f"expected one of {names}, got 'csv'"):
         formats.read(tmp_path / "x", "csv")
 
 

@@ -16,12 +16,15 @@ def settings_of(**options):
 def random_rows(per_preference, dtype=torch.float64, seed=0):
     """Rows of preferences with so many responses each; logp_R and kl_R are leaves.
 
-    The same numbers in every dtype.
+    The same numbers in every dtype. Where each has one, every other one is labelled bad.
     """
     g = torch.Generator().manual_seed(seed)
     owner_S = torch.tensor([p for p, k in enumerate(per_preference) for _ in range(k)])
     tokens_S = torch.randint(3, 30, owner_S.shape, generator=g)
     segments_R = torch.repeat_interleave(torch.arange(len(owner_S)), tokens_S)
+    scores = [float(k - n) for k in per_preference for n in range(k)]
+    if set(per_preference) == {1}:
+        scores = [float(n % 2 == 0) for n in range(len(scores))]
 
     def draw(low, high):
         x_R = torch.rand(len(segments_R), generator=g, dtype=torch.float64)
@@ -31,7 +34,7 @@ def random_rows(per_preference, dtype=torch.float64, seed=0):
         logp_R=draw(-3, -0.1).requires_grad_(),
         segments_R=segments_R,
         owner_S=owner_S,
-        scores_S=torch.tensor([float(k - n) for k in per_preference for n in range(k)]),
+        scores_S=torch.tensor(scores),
         kl_R=draw(0, 0.5).requires_grad_(),
         ref_logp_R=draw(-3, -0.1),
     )

@@ -1,6 +1,6 @@
 """What every objective in the folder promises, whichever there are."""
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import pytest
 import torch
@@ -29,6 +29,25 @@ def visible(rows, needs):
     )
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Of a packed batch what a baseline may look at; its mismatched pairs are its own."""
+
+    rows: Rows
+
+    @property
+    def ids(self):
+        return tuple(range(self.rows.sequences().chosen_P.numel()))
+
+    @property
+    def scores_S(self):
+        return self.rows.scores_S
+
+    @property
+    def mismatched(self):
+        return self
+
+
 def with_baseline(objective, config, parts):
     """The step, with what the objective wants to know of all of it."""
     if not hasattr(objective, "baseline"):
@@ -37,8 +56,8 @@ def with_baseline(objective, config, parts):
         number=STEP.number,
         steps=STEP.steps,
         config=config,
-        batches=range(len(parts)),
-        rows=lambda number: parts[number],
+        batches=[Batch(part) for part in parts],
+        rows=lambda batch: batch.rows,
         sums=list,
     )
     return replace(STEP, baseline=objective.baseline(whole))

@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from ecliptica import objectives
+from ecliptica.objectives import kto, orpo
 from ecliptica.objectives.contract import Step
 from ecliptica.schema import Rows
+from model.errors import InputError
 from tests.objectives.random_rows import random_rows, settings_of
 
-STEP = Step(number=2, steps=5)  # lambda is half-way: 0.055
+# kto's: z0 is 2.5, of four examples of which two are good.
+OF_STEP = kto.Baseline(kl=2.5, examples=4.0, good=2.0)
+STEP = Step(number=2, steps=5, baseline=OF_STEP)  # lambda is half-way: 0.055
 LAMBDA = 0.055
 
 
@@ -26,7 +30,7 @@ class Written:
 
     def logp(self, n, of="logp_R", mean=None):
         x = getattr(self.rows, of)[self.where[n]]
-        mean = self.config.logp == "mean" if mean is None else mean
+        mean = getattr(self.config, "logp", "") == "mean" if mean is None else mean
         return x.mean() if mean else x.sum()
 
     def nll(self):
@@ -39,7 +43,33 @@ class Written:
             * (self.logp(n) - (0 if self.config.reference_free else self.logp(n, "ref_logp_R")))
             for n in (0, 1)
         )
-        return -(good.exp() / (good.exp() + bad.exp())).log()
+        p, s = good.exp() / (good.exp() + bad.exp()), getattr(self.config, "label_smoothing", 0)
+        return -(1 - s) * p.log() - s * (1 - p).log()
+
+    def ratio(self, n, mean=False):
+        return self.logp(n, mean=mean) - self.logp(n, "ref_logp_R", mean=mean)
+
+    def ipo(self):
+        mean = self.config.length_normalised
+        return (self.ratio(0, mean) - self.ratio(1, mean) - 0.5 / self.config.tau) ** 2
+
+    def simpo(self):
+        beta, gamma = self.config.beta, self.config.gamma
+        good, bad = (beta * self.logp(n, mean=True) for n in (0, 1))
+        return (1 + (bad + gamma - good).exp()).log()
+
+    def orpo(self):
+        good, bad = (self.logp(n, mean=True).exp() for n in (0, 1))
+        odds_ratio = (good / (1 - good)) / (bad / (1 - bad))
+        return -good.log() + self.config.odds_weight * (1 + 1 / odds_ratio).log()
+
+    def kto(self):
+        beta, z0 = self.config.beta, OF_STEP.z0
+        if self.scores[0] > 0:
+            ahead, weight = self.ratio(0) - z0, self.config.desirable_weight
+        else:
+            ahead, weight = z0 - self.ratio(0), self.config.undesirable_weight
+        return weight * (1 - 1 / (1 + (-beta * ahead).exp()))
 
     def kl(self):
         both = self.where[0] | self.where[1]
@@ -65,6 +95,10 @@ FORMULAS = {
     "cita": lambda p: p.preference() + LAMBDA * p.kl(),
     "unified": lambda p: p.nll() + p.config.preference_weight * p.preference() + LAMBDA * p.kl(),
     "rrhf": lambda p: p.nll() + p.ranking(),
+    "ipo": Written.ipo,
+    "simpo": Written.simpo,
+    "orpo": Written.orpo,
+    "kto": Written.kto,
 }
 
 
@@ -87,6 +121,16 @@ FORMULAS = {
         {"name": "unified", "logp": "mean", "kl": "logratio", "reference_free": False},
         {"name": "rrhf"},
         {"name": "rrhf", "logp": "mean"},
+        {"name": "dpo", "label_smoothing": 0.2},
+        {"name": "dpo", "label_smoothing": 0.49, "reference_free": True},
+        {"name": "ipo"},
+        {"name": "ipo", "length_normalised": True, "tau": 0.5},
+        {"name": "simpo"},
+        {"name": "simpo", "beta": 10.0, "gamma": 3.0},
+        {"name": "orpo"},
+        {"name": "orpo", "odds_weight": 2.0},
+        {"name": "kto"},
+        {"name": "kto", "beta": 0.5, "desirable_weight": 1.3, "undesirable_weight": 0.7},
     ],
     ids=lambda options: " ".join(map(str, options.values())),
 )
@@ -181,3 +225,75 @@ def test_what_rrhf_measures():
     assert terms.metrics["rewards/accuracies"].item() == pytest.approx(2 / 3)
     assert terms.metrics["rank"].item() == pytest.approx(0.5)
     assert terms.loss.item() == pytest.approx(0.5 + 1.0)
+
+
+@pytest.mark.parametrize("mean", [-1e-9, -1e-6, -1e-3, -0.6931, -0.6932, -1.0, -40.0, -200.0])
+def test_log_odds_have_all_their_digits_near_either_end(mean):
+    """float32 against float64 of another form; nearer to 0 than a float32 can tell, the odds are
+    those of its epsilon."""
+    low = torch.tensor([mean], dtype=torch.float32, requires_grad=True)
+    got = orpo.log_odds(low)
+    got.backward()
+    near = min(mean, orpo.NEAREST)
+    want = near - math.log(-math.expm1(near))
+    assert got.item() == pytest.approx(want, rel=1e-6, abs=1e-6)
+    slope = -1 / math.expm1(near) if mean < orpo.NEAREST else 0
+    assert low.grad.item() == pytest.approx(slope, rel=1e-5)
+
+
+def test_orpo_is_finite_where_a_response_is_certain():
+    """Mean log-probs of 0, in float32: chosen, rejected, both."""
+    config = settings_of(name="orpo")
+    for means in ((0.0, -1.0), (-1.0, 0.0), (0.0, 0.0), (1e-6, -300.0)):
+        rows = Rows(
+            logp_R=torch.tensor(means).repeat_interleave(3).requires_grad_(),
+            segments_R=torch.tensor([0, 0, 0, 1, 1, 1]),
+            owner_S=torch.tensor([0, 0]),
+            scores_S=torch.tensor([1.0, 0.0]),
+        )
+        loss = objectives.get(config).loss(rows, config, STEP).loss
+        loss.backward()
+        assert loss.isfinite() and rows.logp_R.grad.isfinite().all(), means
+
+
+def test_metrics_of_kto_are_means_over_the_good_and_over_the_bad():
+    """Of four examples the first and third are good; the step divides the sums by four."""
+    rows, config = random_rows([1] * 4), settings_of(name="kto", beta=0.5)
+    terms = objectives.get(config).loss(rows, config, STEP)
+    logp_S = rows.sequences().logp_S.tolist()
+    reward_S = [0.5 * (a - b) for a, b in zip(logp_S, rows.sequences().ref_logp_S.tolist())]
+    good, bad = (reward_S[0] + reward_S[2]) / 2, (reward_S[1] + reward_S[3]) / 2
+    z0 = 0.5 * 2.5
+    right = sum(r > z0 for r in reward_S[::2]) + sum(r < z0 for r in reward_S[1::2])
+    want = {
+        "logps/chosen": (logp_S[0] + logp_S[2]) / 2,
+        "logps/rejected": (logp_S[1] + logp_S[3]) / 2,
+        "rewards/chosen": good,
+        "rewards/rejected": bad,
+        "rewards/margins": good - bad,
+        "rewards/accuracies": right / 4,
+    }
+    got = {name: value.item() / 4 for name, value in terms.metrics.items()}
+    assert got == pytest.approx(want)
+    assert terms.values == {"kl/mismatched": 2.5, "z0": 2.5}
+
+
+def test_a_step_down_the_mismatched_pairs_has_z0_zero():
+    assert kto.Baseline(kl=-3.0, examples=4.0, good=2.0).z0 == 0.0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"name": "dpo", "label_smoothing": 0.5}, "objective.label_smoothing: expected a share"),
+        ({"name": "dpo", "label_smoothing": -0.1}, "objective.label_smoothing"),
+        ({"name": "ipo", "tau": 0.0}, "objective.tau: expected > 0"),
+        ({"name": "simpo", "gamma": -1.0}, "objective.gamma: expected >= 0"),
+        ({"name": "orpo", "odds_weight": -1.0}, "objective.odds_weight: expected >= 0"),
+        ({"name": "kto", "desirable_weight": 0.0}, "objective.desirable_weight: expected > 0"),
+        ({"name": "simpo", "logp": "mean"}, "objective.logp: read by .* only"),
+    ],
+)
+def test_what_no_objective_means_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        settings_of(**options)
