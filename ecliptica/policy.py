@@ -72,16 +72,26 @@ def reference_rows(model: Llama, batch: PackedBatch) -> tuple[torch.Tensor, torc
 
 
 def response_rows(
-    model: Llama, batch: PackedBatch, reference: Reference | None = None, grad: bool = True
+    model: Llama,
+    batch: PackedBatch,
+    reference: Reference | None = None,
+    grad: bool = True,
+    temperature: float = 1.0,
 ) -> Rows:
     """Log-prob and exact KL of every response token of a packed batch.
 
-    reference: see adapter_off_reference, model_reference; None: no KL and no ref_logp.
+    reference: see adapter_off_reference, model_reference; None: no KL and no ref_logp. temperature:
+    of policy and reference alike, as the responses were sampled.
     """
     with nullcontext() if grad else torch.no_grad():
         # The reference first: a sharded policy then goes from its forward to its backward.
         ref_TD, ref_VD = reference(batch) if reference else (None, None)
         policy_TD = hidden(model, batch)
+
+        # Logits over a temperature are those of hidden states over it.
+        if temperature != 1:
+            policy_TD = policy_TD / temperature
+            ref_TD = None if ref_TD is None else ref_TD / temperature
 
         # The head's weight after the forward, which gathers a sharded one.
         weight_VD = model.head_weight_VD.to(model.dtype)
@@ -105,6 +115,7 @@ def response_rows(
         scores_S=batch.scores_S,
         kl_R=head.kl_S,
         ref_logp_R=head.ref_logp_S,
+        sampled=batch.sampled,
     )
 
 

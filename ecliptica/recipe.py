@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ecliptica import objectives
+from ecliptica import objectives, rewards
 from ecliptica.config import (
     Variants,
     choice,
@@ -18,6 +18,8 @@ from ecliptica.config import (
 from ecliptica.data import formats
 from ecliptica.data.settings import DataConfig
 from ecliptica.objectives import cita
+from ecliptica.online.settings import RolloutConfig
+from ecliptica.rewards import length
 from model.errors import InputError
 
 
@@ -130,6 +132,8 @@ class Config:
     model: ModelConfig = section(ModelConfig)
     data: DataConfig = section(DataConfig, Variants("format", formats.configs))
     objective: Any = section(cita.Config, Variants("name", objectives.configs))
+    rollout: RolloutConfig = section(RolloutConfig)
+    reward: Any = section(length.Config, Variants("name", rewards.configs))
     lora: LoraConfig = section(LoraConfig)
     training: TrainingConfig = section(TrainingConfig)
     samples: SamplesConfig = section(SamplesConfig)
@@ -146,7 +150,9 @@ class Config:
         """What the sections' own rules cannot see: one key against another."""
         if not self.model.path:
             raise InputError("model.path: not set; give it in the recipe or as model.path=PATH")
-        if not self.data.train and self.data.format != "isd":
+        if objectives.learns_from_rollouts(self.objective):
+            self._check_rollouts()
+        elif not self.data.train and self.data.format != "isd":
             raise InputError("data.train: not set; give it in the recipe or as data.train=PATH")
         if self.lora.rank == 0 and self.training.reference == "adapter-off":
             raise InputError(
@@ -155,3 +161,28 @@ class Config:
             )
         if self.lora.rank > 0 and not self.lora.targets:
             raise InputError("lora.targets: empty; expected layer names such as q_proj, v_proj")
+
+    def _check_rollouts(self) -> None:
+        """What an objective that learns from rollouts asks of the other sections."""
+        name = self.objective.name
+        if not self.rollout.prompts:
+            raise InputError(
+                f"rollout.prompts: not set, and {name} learns from responses to them; give JSON "
+                'lines of {"prompt"} in the recipe or as rollout.prompts=PATH'
+            )
+        least = objectives.get(self.objective).LEAST_RESPONSES
+        if self.rollout.responses < least:
+            raise InputError(
+                f"rollout.responses: {name} compares the responses to a prompt; expected at least "
+                f"{least}, got {self.rollout.responses}"
+            )
+        if self.lora.dropout:
+            raise InputError(
+                f"lora.dropout: expected 0 with {name}, got {self.lora.dropout}: the policy that "
+                "learns would be another function than the one that sampled"
+            )
+        if self.training.reference == "cache":
+            raise InputError(
+                f"training.reference: no cache holds the responses that {name} has yet to sample; "
+                "use adapter-off, model or auto"
+            )

@@ -6,6 +6,7 @@ K kv heads                    E head width     B documents       L longest
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -56,6 +57,37 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What is known of each response token of a rollout before it is learnt from; no gradient."""
+
+    logp_R: torch.Tensor  # of the policy that sampled it
+    ref_logp_R: torch.Tensor
+    advantage_R: torch.Tensor
+    values_R: torch.Tensor | None = None  # the critic's, when it was sampled
+    returns_R: torch.Tensor | None = None  # what the critic is to learn
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Sampled":
+        changed = {k: None if v is None else change(v) for k, v in vars(self).items()}
+        return Sampled(**changed)
+
+    def part(self, first: int, end: int) -> "Sampled":
+        """Of the tokens from `first` up to `end`."""
+        return self._each(lambda x_R: x_R[first:end])
+
+    def to(self, device: torch.device | str) -> "Sampled":
+        return self._each(lambda x_R: x_R.to(device))
+
+    @staticmethod
+    def joined(parts: Sequence["Sampled"]) -> "Sampled":
+        """Of several stretches of tokens, one behind the other."""
+        columns = {}
+        for name, value in vars(parts[0]).items():
+            if value is not None:
+                columns[name] = torch.cat([getattr(part, name) for part in parts])
+        return Sampled(**columns)
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """Preferences in one row: `prompt | response 1 | response 2 | ...`, the prompt once.
 
@@ -79,6 +111,7 @@ class PackedBatch:
     # The same contexts, each with the response of its neighbour in the step, where the objective
     # needs them (kto). A pair's score is 1, or 0 if the step has no other context than its own.
     mismatched: "PackedBatch | None" = None
+    sampled: Sampled | None = None  # of a rollout: what is known of its response tokens
 
     @property
     def num_sequences(self) -> int:
@@ -87,6 +120,22 @@ class PackedBatch:
     def to(self, device: torch.device | str) -> "PackedBatch":
         moved = {k: v.to(device) for k, v in vars(self).items() if hasattr(v, "to")}
         return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a batch source gives one rank to do in a step."""
+
+    updates: list[list[PackedBatch]]  # the micro-batches of each optimizer update
+    metrics: dict[str, float] = field(default_factory=dict)  # of all ranks; logged with the step
+    answers: list[dict[str, object]] = field(default_factory=list)  # a few, to be read
+    # Called with the metrics of the first update before it is made; may raise.
+    check: Callable[[dict[str, float]], None] | None = None
+
+    @property
+    def batches(self) -> list[PackedBatch]:
+        """Of all updates, one behind the other."""
+        return [batch for batches in self.updates for batch in batches]
 
 
 @dataclass(frozen=True)
@@ -123,6 +172,8 @@ class Rows:
     scores_S: torch.Tensor
     kl_R: torch.Tensor | None = None  # KL[policy || reference] over the vocabulary; exact
     ref_logp_R: torch.Tensor | None = None  # the reference's logp_R, no gradient
+    values_R: torch.Tensor | None = None  # the critic's, of the state before each response token
+    sampled: Sampled | None = None  # of a rollout
 
     @property
     def tokens_S(self) -> torch.Tensor:

@@ -1,10 +1,15 @@
 """Generation with a KV cache: prompts of unequal length in one batch; greedy, temperature, top-p.
 
-Letters: N prompts, T tokens of all prompts, L cache length, K kv heads, G query heads per kv head,
-E head width, D hidden, V vocabulary.
+`generate` is what evaluation asks: one answer a prompt. `sample` is what a rollout asks: several
+answers to each prompt, whose tokens are computed once, drawn from the model's own distribution.
+Both go through `continued`, which computes no row that has ended and fills its place.
+
+Letters: N rows of the cache, T tokens of all prompts, L cache length, K kv heads, G query heads per
+kv head, E head width, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -16,6 +21,8 @@ from model.errors import InputError
 from model.llama import Llama
 
 Ids = list[int]
+# pick(logits_NV, answers) -> tokens [N]; which answer each row of logits continues
+Pick = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 
 
 class Cache:
@@ -28,10 +35,15 @@ class Cache:
         self.k = torch.zeros(shape, dtype=model.dtype, device=device)
         self.v = torch.zeros(shape, dtype=model.dtype, device=device)
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int | torch.Tensor, target: int | torch.Tensor) -> None:
         """Row `source` into the place of row `target`, whose own is forgotten."""
         self.k[:, target] = self.k[:, source]
         self.v[:, target] = self.v[:, source]
+
+    def spread(self, rows_N: torch.Tensor, copies: int) -> None:
+        """Each of these rows into the `copies` - 1 places behind it too."""
+        for copy in range(1, copies):
+            self.move(rows_N, rows_N + copy)
 
 
 # Models with compiled blocks
@@ -76,8 +88,11 @@ def own_compiler(model: Llama, attend: Attend) -> Attend:
 # Prompts
 
 
-def prefill(model: Llama, cache: Cache, prompts: Sequence[Ids]) -> torch.Tensor:
-    """Run the prompts and fill the cache: hidden states after each prompt's last token [N, D].
+def prefill(
+    model: Llama, cache: Cache, prompts: Sequence[Ids], first: int = 0, copies: int = 1
+) -> torch.Tensor:
+    """Run the prompts and fill the cache from row `first` on, `copies` rows a prompt: hidden states
+    after each prompt's last token, a row for each copy [N, D].
 
     A prefix that all share runs once when that saves more than it costs in masked attention. The
     packed layout does it: the prefix is the document's prompt, each remainder a branch.
@@ -100,10 +115,12 @@ def prefill(model: Llama, cache: Cache, prompts: Sequence[Ids]) -> torch.Tensor:
 
     device = cache.k.device
     attend = own_compiler(model, packed_attention(document_T.to(device), branch_T.to(device)))
-    filling = _filling(cache, attend, shared, row_T.to(device), own_position_T.to(device))
+    rows_P = first + copies * torch.arange(len(prompts), device=device)
+    filling = _filling(cache, attend, shared, rows_P, row_T.to(device), own_position_T.to(device))
     hidden_TD = model.forward_hidden(tokens_T.to(device), positions_T.to(device), filling)
-    last_N = lengths.to(device).cumsum(0) - 1 + shared
-    return hidden_TD[last_N]
+    last_P = lengths.to(device).cumsum(0) - 1 + shared
+    cache.spread(rows_P, copies)
+    return hidden_TD[last_P].repeat_interleave(copies, 0)
 
 
 def _worthwhile_prefix(prompts: Sequence[Ids]) -> int:
@@ -118,23 +135,24 @@ def _filling(
     cache: Cache,
     attend: Attend,
     shared: int,
-    row_T: torch.Tensor,
+    rows_P: torch.Tensor,
+    prompt_T: torch.Tensor,
     position_T: torch.Tensor,
 ) -> Attend:
-    """`attend`, also writing keys and values: the shared ones to every row of the cache."""
+    """`attend`, also writing keys and values to the row of each prompt: the shared ones to all."""
 
     def keep(
         layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor
     ) -> torch.Tensor:
         for stored_NKLE, x_TKE in ((cache.k[layer], k_TKE), (cache.v[layer], v_TKE)):
-            stored_NKLE[:, :, :shared] = x_TKE[:shared].transpose(0, 1)
-            stored_NKLE[row_T, :, position_T] = x_TKE[shared:]
+            stored_NKLE[rows_P, :, :shared] = x_TKE[:shared].transpose(0, 1)
+            stored_NKLE[rows_P[prompt_T], :, position_T] = x_TKE[shared:]
         return attend(layer, q_THE, k_TKE, v_TKE)
 
     return keep
 
 
-# Answers
+# Choosing tokens, and what attends while they come
 
 
 def decode_attention(cache: Cache, length_N: torch.Tensor) -> Attend:
@@ -192,6 +210,24 @@ def choose(
     return order_NV.gather(1, picked_N1.to(order_NV.device))[:, 0]
 
 
+def draw(logits_NV: torch.Tensor, temperature: float, uniform_N: Sequence[float]) -> torch.Tensor:
+    """Next tokens [N] from the whole distribution at a temperature, by one uniform number of [0, 1)
+    each: the first token up to which the probabilities sum to more than it.
+
+    Summed in float64: 50,000 float32 probabilities would lose those of rare tokens.
+    """
+    _check_finite(logits_NV)
+    probs_NV = (logits_NV.float() / temperature).softmax(-1)
+    cumulated_NV = probs_NV.cumsum(-1, dtype=torch.float64)
+    uniform_N1 = torch.tensor(uniform_N, dtype=torch.float64, device=logits_NV.device)[:, None]
+    below_N1 = uniform_N1 * cumulated_NV[:, -1:]
+    tokens_N = torch.searchsorted(cumulated_NV, below_N1, right=True)[:, 0]
+    return tokens_N.clamp(max=logits_NV.shape[1] - 1)
+
+
+# Answers
+
+
 @torch.no_grad()
 @outside_the_compiler
 def generate(
@@ -210,44 +246,127 @@ def generate(
     depend on its neighbours. agreed(done): whether to stop, given whether every row here is done;
     with a sharded model ranks must stop together. Raises InputError if the model computes NaN.
     """
-    answers: list[Ids] = [[] for _ in prompts]
-    if not prompts or max_new_tokens < 1:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(prompts))]
+
+    def pick(logits_NV: torch.Tensor, answers: Sequence[int]) -> torch.Tensor:
+        return choose(logits_NV, temperature, top_p, [generators[number] for number in answers])
+
+    room = Room(max_new_tokens, max(1, len(prompts)))
+    answers = continued(model, prompts, room, stop_ids, pick, agreed)
+    return [answer[:-1] if answer and answer[-1] in stop_ids else answer for answer in answers]
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much is generated, and how much of it at a time."""
+
+    new_tokens: int  # of an answer at most
+    rows: int  # of the cache: answers that are continued at a time; a multiple of `copies`
+    copies: int = 1  # answers to each prompt
+
+
+@torch.no_grad()
+def sample(
+    model: Llama,
+    prompts: Sequence[Ids],
+    room: Room,
+    stop_ids: Collection[int],
+    temperature: float,
+    seeds: Sequence[int],
+    agreed: Callable[[bool], bool] = bool,
+) -> list[Ids]:
+    """`room.copies` answers to each prompt, those of a prompt adjacent, from the model's whole
+    distribution at `temperature`; each with the stop token that ended it, if one did.
+
+    seeds: one an answer; its tokens are a function of it and of the model. agreed: see `generate`.
+    """
+    draws = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        draws.append(iter(torch.rand(room.new_tokens, generator=generator).tolist()))
+
+    def pick(logits_NV: torch.Tensor, answers: Sequence[int]) -> torch.Tensor:
+        return draw(logits_NV, temperature, [next(draws[number]) for number in answers])
+
+    return continued(model, prompts, room, stop_ids, pick, agreed)
+
+
+@torch.no_grad()
+def continued(
+    model: Llama,
+    prompts: Sequence[Ids],
+    room: Room,
+    stop_ids: Collection[int],
+    pick: Pick,
+    agreed: Callable[[bool], bool] = bool,
+) -> list[Ids]:
+    """The answers, each with the stop token that ended it, if one did.
+
+    One forward a turn, whatever it is of: with a sharded model a forward is a collective, and ranks
+    stay in step. A rank without work of its own runs one token until all are done.
+    """
+    answers: list[Ids] = [[] for _ in range(room.copies * len(prompts))]
+    if not prompts or room.new_tokens < 1:
         return answers
     device = model.head_weight_VD.device
-    cache = Cache(model, len(prompts), max(map(len, prompts)) + max_new_tokens)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(prompts))]
+    rows = min(room.rows, len(answers))
+    cache = Cache(model, rows, max(map(len, prompts)) + room.new_tokens)
     stops = torch.tensor(sorted(stop_ids), device=device, dtype=torch.int64)
-    length_N = torch.tensor([len(prompt) for prompt in prompts], device=device)
 
-    # The prompts whose answers go on, in the order of the cache's rows; answers that ended make
-    # room for the last row, so that no product is computed for them.
-    going_on = list(range(len(prompts)))
+    # Prompts that wait for a place, and the answers that go on in the order of the cache's rows,
+    # each with its last token and how much of it is in the cache.
+    waiting = list(range(len(prompts)))
+    going_on: list[int] = []
+    token_N = torch.zeros(0, dtype=torch.int64, device=device)
+    length_N = torch.zeros(0, dtype=torch.int64, device=device)
+    head_VD = None
     done = False
+    while True:
+        # The prompts for which there is a place, else the next token of every answer.
+        first = 0
+        admitted = waiting[: (rows - len(going_on)) // room.copies]
+        if admitted:
+            del waiting[: len(admitted)]
+            first = len(going_on)
+            chosen = [prompts[number] for number in admitted]
+            hidden_ND = prefill(model, cache, chosen, first, room.copies)
+            going_on += [n * room.copies + k for n in admitted for k in range(room.copies)]
+            lengths = torch.tensor([len(prompt) for prompt in chosen], device=device)
+            length_N = torch.cat((length_N, lengths.repeat_interleave(room.copies)))
+            token_N = torch.cat((token_N, token_N.new_zeros(len(hidden_ND))))
+        elif going_on:
+            attend = decode_attention(cache, length_N)
+            hidden_ND = model.forward_hidden(token_N, length_N, attend)
+            length_N = length_N + 1
+        else:
+            idle(model)
 
-    # The head is read after a forward, which gathers a sharded one.
-    hidden_ND = prefill(model, cache, prompts)
-    head_VD = model.head_weight_VD.to(model.dtype)
-    for step in range(max_new_tokens):
-        mine = [generators[prompt] for prompt in going_on]
-        tokens_N = choose(F.linear(hidden_ND, head_VD), temperature, top_p, mine)
-        ended_N = torch.isin(tokens_N, stops).tolist()
-        if not done:
-            for prompt, token, ended in zip(going_on, tokens_N.tolist(), ended_N):
-                if not ended:
-                    answers[prompt].append(token)
-        done = done or all(ended_N)
-        if agreed(done) or step == max_new_tokens - 1:
-            break
+        # What comes next, in the rows that the forward was of.
+        if going_on:
+            if head_VD is None:  # read after a forward, which gathers a sharded one
+                head_VD = model.head_weight_VD.to(model.dtype)
+            token_N[first:] = pick(F.linear(hidden_ND, head_VD), going_on[first:])
+            ended_N = torch.isin(token_N, stops).tolist()
+            for number, token in zip(going_on[first:], token_N[first:].tolist()):
+                answers[number].append(token)
+            for row, number in enumerate(going_on):
+                ended_N[row] = ended_N[row] or len(answers[number]) == room.new_tokens
+            done = all(ended_N) and not waiting
+        if agreed(done):
+            return answers
 
-        # A rank that is done keeps its rows: its forwards are for the others' collectives.
-        if any(ended_N) and not done:
-            rows = _close_up(cache, ended_N)
-            going_on = [going_on[row] for row in rows]
-            tokens_N = tokens_N[rows]
-            length_N = length_N[rows]
-        hidden_ND = model.forward_hidden(tokens_N, length_N, decode_attention(cache, length_N))
-        length_N = length_N + 1
-    return answers
+        # Answers that ended make room, so that no product is computed for them.
+        if going_on and any(ended_N):
+            places = _close_up(cache, ended_N)
+            going_on = [going_on[row] for row in places]
+            token_N = token_N[places]
+            length_N = length_N[places]
+
+
+def idle(model: Llama) -> None:
+    """The forward of a rank that has no answer of its own left."""
+    zero_T = torch.zeros(1, dtype=torch.int64, device=model.head_weight_VD.device)
+    model.forward_hidden(zero_T, zero_T, packed_attention(zero_T, zero_T))
 
 
 def _close_up(cache: Cache, ended_N: Sequence[bool]) -> list[int]:

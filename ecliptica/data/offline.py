@@ -5,7 +5,7 @@ A batch source has
     steps                     optimizer steps of the run
     passes                    how often it comes back to the same examples
     preferences               of one step, all ranks together
-    batches(step, ranks)      one rank's packed micro-batches of an optimizer step
+    work(step, ranks)         what one rank does in a step: its packed micro-batches (schema.Work)
     used()                    the examples that any step takes
 and a step is a function of its number and the seed alone: a resumed run and another number of ranks
 take the same preferences in the same steps.
@@ -22,7 +22,7 @@ from ecliptica.data.loader import load_examples, micro_batches
 from ecliptica.data.settings import DataConfig
 from ecliptica.data.templates import TEMPLATES, Template, get_template
 from ecliptica.objectives.contract import NOTHING_MORE, Needs
-from ecliptica.schema import Encoded, PackedBatch
+from ecliptica.schema import Encoded, PackedBatch, Work
 from model.config import load_config
 from model.tokenizer import check_sizes, load_tokenizer
 
@@ -46,6 +46,15 @@ class Offline:
         self.per_epoch = ceil_div(len(examples), self.preferences)
         self.steps = options.max_steps or self.per_epoch * options.epochs
         self.passes = ceil_div(self.steps, self.per_epoch)
+
+    @property
+    def a_step(self) -> str:
+        """What a step takes, in words."""
+        return f"{self.preferences} preferences"
+
+    def work(self, step: int, ranks: Any) -> Work:
+        """One update from the preferences of a step."""
+        return Work([self.batches(step, ranks)])
 
     def batches(self, step: int, ranks: Any) -> list[PackedBatch]:
         """The packed micro-batches of one rank in optimizer step `step`, similar lengths
@@ -88,16 +97,7 @@ def load(
     responses: how many of each preference are wanted; None: all. needs: of the objective. Raises
     InputError.
     """
-    tokenizer = load_tokenizer(model_path)
-    config = load_config(model_path)
-    check_sizes(tokenizer, config, model_path)
-    name = settings.template
-    if name == "auto":
-        name = fitting_template(tokenizer)
-    template = get_template(name, tokenizer)
-
-    # A sequence may be no longer than the model's window, whatever the config allows.
-    window = min(settings.max_tokens, config.max_position_embeddings)
+    tokenizer, template, window = language(model_path, settings)
     settings = replace(settings, max_tokens=window)
     examples, counts = load_examples(
         settings.train, settings, tokenizer, template, responses, needs=needs
@@ -114,6 +114,20 @@ def load(
         *(f"  left out: {reason}" for reason in reasons),
     )
     return Data(tokenizer, template, examples, held_out, lines)
+
+
+def language(model_path: str, settings: DataConfig) -> tuple[Any, Template, int]:
+    """(tokenizer, template, the most tokens of a sequence) of a model. Raises InputError."""
+    tokenizer = load_tokenizer(model_path)
+    config = load_config(model_path)
+    check_sizes(tokenizer, config, model_path)
+    name = settings.template
+    if name == "auto":
+        name = fitting_template(tokenizer)
+
+    # A sequence may be no longer than the model's window, whatever the config allows.
+    window = min(settings.max_tokens, config.max_position_embeddings)
+    return tokenizer, get_template(name, tokenizer), window
 
 
 def fitting_template(tokenizer: Any) -> str:

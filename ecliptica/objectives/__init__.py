@@ -11,10 +11,15 @@ and, where it makes sense for it,
 
 baseline(whole_step)         a statistic over all batches and ranks of an optimizer step, without
                              gradient, before any loss of it; `loss` finds it in step.baseline
+advantages(rows, config)     of an objective that learns from rollouts: from the numbers of all
+                             response tokens of a rollout what its loss reads (schema.Sampled),
+                             and named numbers to log; LEAST_RESPONSES says how many responses to
+                             a prompt it needs
 loss_at_start(config)        its loss per preference while policy and reference are the same
                              function; compared before the first update
 
-The types are in contract.py, the terms that objectives share in terms.py and kl.py.
+The types are in contract.py, the terms that objectives share in terms.py and kl.py; those of
+rollouts in advantages.py and clipped.py.
 """
 
 from types import ModuleType
@@ -22,7 +27,8 @@ from typing import Any
 
 from ecliptica.registry import Folder
 
-OBJECTIVES = Folder(__name__, __path__, "objective.name", shared=("contract", "kl", "terms"))
+SHARED = ("advantages", "clipped", "contract", "kl", "terms")
+OBJECTIVES = Folder(__name__, __path__, "objective.name", shared=SHARED)
 
 
 def configs() -> dict[str, type]:
@@ -33,3 +39,8 @@ def configs() -> dict[str, type]:
 def get(config: Any) -> ModuleType:
     """The objective's module. config: the section `objective`."""
     return OBJECTIVES.get(config.name)
+
+
+def learns_from_rollouts(config: Any) -> bool:
+    """Whether an objective learns from the policy's own responses, not from preferences on disk."""
+    return hasattr(get(config), "advantages")

@@ -30,12 +30,22 @@ NOTHING_MORE = Needs()
 
 
 @dataclass(frozen=True)
+class Size:
+    """How much one optimizer update is made from, all micro-batches and ranks together."""
+
+    preferences: int
+    sequences: int
+    tokens: int  # of the responses
+
+
+@dataclass(frozen=True)
 class Step:
     """Which optimizer step a loss belongs to."""
 
     number: int  # the first is 0
     steps: int  # of the whole run
     baseline: Any = None  # what the objective's own `baseline` said of this step
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -66,3 +76,5 @@ class Terms:
     metrics: dict[str, torch.Tensor]
     # Plain numbers, the same for every batch of a step, such as kl_weight: logged as they are.
     values: dict[str, float] = field(default_factory=dict)
+    # The largest of a batch, detached: logged as the largest of the step's, over all ranks.
+    largest: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -58,7 +58,7 @@ class KLConfig:
 
 def mode(config: Any) -> Mode:
     """How the objective's KL is measured; exactly, where it has no KL term of its own."""
-    return MODES[getattr(config, "kl", "exact")]
+    return MODES[config.kl if isinstance(config, KLConfig) else "exact"]
 
 
 def is_on(config: KLConfig) -> bool:

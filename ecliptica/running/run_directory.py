@@ -37,6 +37,8 @@ class RunDirectory:
         self.path = Path(config.run.dir)
         self.text = as_toml(config, leave_out=("plan",))
         self.inputs = data_files(config.data) + model_files(config.model)
+        if config.rollout.prompts:
+            self.inputs.append(Path(config.rollout.prompts))
         self.lock = None
         self.fresh = False  # whether this start is the one that claimed it
 

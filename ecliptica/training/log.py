@@ -41,7 +41,11 @@ COLUMNS = (
 # What the progress line shows, of these what there is.
 SHOWN = (
     "loss",
+    "reward",
     "kl",
+    "length",
+    "ended",
+    "clip_share",
     "rewards/margins",
     "rewards/accuracies",
     "saturated",

@@ -16,13 +16,13 @@ from ecliptica.running.heartbeat import Heartbeat
 from ecliptica.running.ranks import ALONE, Ranks, is_lost
 from ecliptica.running.run_directory import RunDirectory
 from ecliptica.running.signals import Signals
-from ecliptica.schema import PackedBatch
+from ecliptica.schema import Work
 from ecliptica.training import export, samples, setup
 from ecliptica.training.log import shown
 from ecliptica.training.schedules import Now
 from ecliptica.training.setup import Run
 from ecliptica.training.start_check import start_check
-from ecliptica.training.step import evaluate, optimizer_step
+from ecliptica.training.step import evaluate, of_updates, optimizer_step
 from model.errors import InputError
 
 
@@ -64,10 +64,10 @@ def run_steps(run: Run, signals: Signals, heartbeat: Heartbeat) -> Path:
     """Every step that is left, then the export."""
     ranks = run.ranks
     for step in range(run.start, run.source.steps):
-        # This rank's share of the step's preferences.
+        # This rank's share of the step: preferences from the disk, or a rollout of the policy.
         heartbeat.at(step, "data")
         began = time.perf_counter()
-        batches = [batch.to(run.device) for batch in run.source.batches(step, ranks)]
+        work = run.source.work(step, ranks)
         waited = time.perf_counter() - began
 
         # The learning rate is a function of the step alone, so a resumed run needs no schedule
@@ -80,17 +80,17 @@ def run_steps(run: Run, signals: Signals, heartbeat: Heartbeat) -> Path:
         # resume.
         torch.manual_seed(seed_of(run.config.training.seed, step, ranks.rank))
 
-        # Forward and backward of the share, then one update.
+        # Forward and backward of the share, then an update; several of a rollout.
         heartbeat.at(step, "forward, backward and update")
-        metrics = update(run, batches, now)
+        metrics = update(run, work, now)
 
         # What every rank has to know of the others, in one collective.
         here = [signals.number, waited, gpus.peak_memory(run.device)]
         signal, waited, peak = ranks.reduce(here, "max")
-        record_step(run, batches, now, metrics, waited, peak)
+        record_step(run, work, now, metrics, waited, peak)
 
         # Held-out preferences and a few answers, now and then.
-        look(run, now, heartbeat)
+        look(run, work, now, heartbeat)
 
         # Work is saved now and then, and when a signal asks to stop.
         save(run, step, bool(signal), heartbeat)
@@ -100,7 +100,7 @@ def run_steps(run: Run, signals: Signals, heartbeat: Heartbeat) -> Path:
     return export_of(run, heartbeat)
 
 
-def look(run: Run, now: Now, heartbeat: Heartbeat) -> None:
+def look(run: Run, work: Work, now: Now, heartbeat: Heartbeat) -> None:
     """How the policy does on what it is not trained on, where it is due."""
     options = run.config.training
     if run.data.held_out and due(now.step, options.eval_every, now.steps):
@@ -108,7 +108,7 @@ def look(run: Run, now: Now, heartbeat: Heartbeat) -> None:
         record_held_out(run, now)
     if due(now.step, options.sample_every, now.steps):
         heartbeat.at(now.step, "samples")
-        record_samples(run, now.step)
+        record_samples(run, work, now.step)
 
 
 def save(run: Run, step: int, stopping: bool, heartbeat: Heartbeat) -> None:
@@ -138,13 +138,20 @@ def export_of(run: Run, heartbeat: Heartbeat) -> Path:
     return out
 
 
-def update(run: Run, batches: list[PackedBatch], now: Now) -> dict[str, float]:
-    """One optimizer step; its errors name the run and the step."""
-    check = None
-    if now.step == 0:
-        check = partial(start_check, learner=run.learner, config=run.config, batches=batches)
+def update(run: Run, work: Work, now: Now) -> dict[str, float]:
+    """The optimizer updates of a step; their errors name the run and the step."""
+    # What has to be so before the first of them: of a rollout always, of preferences at step 0.
+    check = work.check
+    if check is None and now.step == 0:
+        first = work.updates[0]
+        check = partial(start_check, learner=run.learner, config=run.config, batches=first)
+    metrics = []
     try:
-        return optimizer_step(run.learner, batches, step_of(now), run.ranks, check)
+        for batches in work.updates:
+            here = [batch.to(run.device) for batch in batches]
+            metrics.append(optimizer_step(run.learner, here, step_of(now), run.ranks, check))
+            check = None
+        return of_updates(metrics) | work.metrics
     except InputError as error:
         # Every rank's, or this one's alone, which then says it itself.
         raise InputError(
@@ -159,7 +166,7 @@ def step_of(now: Now) -> Step:
 
 def record_step(
     run: Run,
-    batches: list[PackedBatch],
+    work: Work,
     now: Now,
     metrics: dict[str, float],
     waited: float,
@@ -168,7 +175,7 @@ def record_step(
     """A line of metrics.jsonl. waited: seconds for data; peak: bytes; both of the worst rank."""
     utilisation = gpus.mfu(
         run.learner.policy.config,
-        batches,
+        work.batches,
         metrics["step_seconds"],
         full=not run.config.lora.rank,
         extra_forwards=run.reference_runs,
@@ -193,15 +200,15 @@ def record_held_out(run: Run, now: Now) -> None:
     run.log.say(f"  held out: {shown(metrics)}")
 
 
-def record_samples(run: Run, step: int) -> None:
-    """Lines of samples.jsonl: what the policy answers now."""
-    answers = samples.answer(
+def record_samples(run: Run, work: Work, step: int) -> None:
+    """Lines of samples.jsonl: what the policy answers now; of a rollout some of its own answers, in
+    full."""
+    answers = work.answers or samples.answer(
         run.learner.policy, run.config.samples, run.data.tokenizer, run.data.template, run.ranks
     )
     run.log.append("samples.jsonl", step, answers)
     for answer in answers:
-        text = " ".join(answer["text"].split())
-        run.log.say(f"  [{answer['instruction']}] {text[:160]}")
+        run.log.say(samples.in_a_line(answer))
 
 
 def due(step: int, every: int, steps: int) -> bool:

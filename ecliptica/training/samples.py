@@ -42,3 +42,13 @@ def answer(
         text = texts[number % ranks.world][number // ranks.world]
         records.append({"prompt": prompt, "instruction": instruction, "text": text})
     return records
+
+
+def in_a_line(answer: dict[str, Any]) -> str:
+    """An answer for the person who watches: a rollout's in full, with its score."""
+    text = " ".join(answer["text"].split())
+    if "score" not in answer:
+        return f"  [{answer['instruction']}] {text[:160]}"
+    asked = " ".join(answer["prompt"].split())
+    end = "ended" if answer["ended"] else "cut"
+    return f"  [{asked}] {text} ({end}, score {answer['score']:.3g})"

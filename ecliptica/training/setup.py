@@ -4,15 +4,20 @@ reference, and the checkpoint that it goes on from."""
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from ecliptica import objectives
+from ecliptica import objectives, rewards
 from ecliptica.data import offline
 from ecliptica.data.offline import Data, Offline
+from ecliptica.data.templates import stop_ids
 from ecliptica.files import check_writable
 from ecliptica.objectives import kl
+from ecliptica.online import prompts
+from ecliptica.online.actor import Actor
+from ecliptica.online.rollouts import Rollouts
 from ecliptica.planning import gpus
 from ecliptica.policy import Reference
 from ecliptica.recipe import Config
@@ -25,11 +30,12 @@ from ecliptica.training import reference
 from ecliptica.training.log import Log
 from ecliptica.training.reference_cache import Maker, ReferenceCache
 from ecliptica.training.schedules import Schedule
-from ecliptica.training.step import Learner
+from ecliptica.training.step import Learner, as_evaluated
 from model.devices import pick_device
 from model.errors import InputError
 from model.llama import Llama
 
+CRITIC = "critic"  # the name of its adapter and of its scalar head
 BYTES_A_PARAMETER = 12  # of a checkpoint: a float32 and AdamW's two moments
 
 
@@ -42,7 +48,7 @@ class Run:
     directory: RunDirectory
     device: str
     data: Data
-    source: Offline  # of batches; any that offers the same will do
+    source: Offline | Rollouts  # of batches; any that offers the same will do
     learner: Learner
     schedule: Schedule
     checkpoints: Checkpoints
@@ -83,10 +89,7 @@ def prepared(
     Collective. Raises InputError for what the user can mend, Stopped if a signal asks to stop.
     """
     # The data first: most of what can be wrong is in it, and it is read in seconds.
-    objective = objectives.get(config.objective)
-    needs = objective.needs(config.objective)
-    data = ranks.together(offline.load, config.model.path, config.data, objective.RESPONSES, needs)
-    source = Offline(data.examples, config.training)
+    data, source = ranks.together(read, config)
     stamp = {"ablation": True} if kl.is_ablation(config.objective) else {}
     with Log(directory.path, source.steps, stamp, ranks.main) as log:
         for line in data.lines:
@@ -96,6 +99,17 @@ def prepared(
         place = Place(config, directory, ranks, signals, log)
         place.pause()
         yield build(place, data, source)
+
+
+def read(config: Config) -> tuple[Data, Offline | Rollouts]:
+    """What the run reads, and the source of its batches: preferences on disk, or prompts."""
+    if objectives.learns_from_rollouts(config.objective):
+        data, questions = prompts.load(config)
+        return data, Rollouts(questions, config)
+    objective = objectives.get(config.objective)
+    needs = objective.needs(config.objective)
+    data = offline.load(config.model.path, config.data, objective.RESPONSES, needs)
+    return data, Offline(data.examples, config.training)
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,7 @@ class Place:
         self.signals.check(str(self.directory.path))
 
 
-def build(place: Place, data: Data, source: Offline) -> Run:
+def build(place: Place, data: Data, source: Offline | Rollouts) -> Run:
     """Policy, optimizer, reference and checkpoint of a run whose data is read. Collective."""
     config, ranks, log = place.config, place.ranks, place.log
     device = pick_device(config.training.device)
@@ -125,14 +139,17 @@ def build(place: Place, data: Data, source: Offline) -> Run:
     ranks.on_main(check_room, place.directory, policy)
 
     # The reference is of that state too, so it is made before any checkpoint is read.
+    frozen = frozen_reference(place, policy, device, source, data.held_out)
     learner = Learner(
         policy=policy,
-        reference=frozen_reference(place, policy, device, source, data.held_out),
+        reference=frozen,
         objective=objectives.get(config.objective),
         settings=config.objective,
         optimizer=optimizer,
         clip_norm=config.training.clip_norm,
     )
+    if isinstance(source, Rollouts):
+        learner, source = with_actor(learner, source, config, data, device)
 
     # Where an earlier start of this run left off, if there was one.
     path = place.directory.path
@@ -159,12 +176,38 @@ def build(place: Place, data: Data, source: Offline) -> Run:
     )
 
 
+def with_actor(
+    learner: Learner, source: Rollouts, config: Config, data: Data, device: str
+) -> tuple[Learner, Rollouts]:
+    """The learner and the source of a run on rollouts, at one temperature.
+
+    The actor has the reference in every rollout; the learner only if its loss computes with it.
+    """
+    needs = learner.objective.needs(config.objective)
+    actor = Actor(
+        policy=learner.policy,
+        reference=learner.reference,
+        critic=CRITIC if needs.values else None,
+        objective=learner.objective,
+        score=partial(rewards.get(config.reward).score, config=config.reward),
+        rollout=config.rollout,
+        tokenizer=data.tokenizer,
+        stop_ids=frozenset(stop_ids(data.template, data.tokenizer)),
+        device=device,
+        evaluated=partial(as_evaluated, learner.policy),
+    )
+    in_update = learner.reference if needs.frozen_model else None
+    learner = replace(learner, reference=in_update, temperature=config.rollout.temperature)
+    return learner, replace(source, actor=actor)
+
+
 def frozen_reference(
-    place: Place, policy: Llama, device: str, source: Offline, held_out: list[Encoded]
+    place: Place, policy: Llama, device: str, source: Offline | Rollouts, held_out: list[Encoded]
 ) -> Reference | None:
     """The run's reference; None if its objective needs none."""
     config = place.config
-    if not objectives.get(config.objective).needs(config.objective).frozen_model:
+    online = objectives.learns_from_rollouts(config.objective)
+    if not online and not objectives.get(config.objective).needs(config.objective).frozen_model:
         return None
     place.pause()
     maker = Maker(
@@ -211,11 +254,11 @@ def resume(
 
 
 def _summary(
-    config: Config, policy: Llama, source: Offline, data: Data, device: str, ranks: Ranks
+    config: Config, policy: Llama, source: Offline | Rollouts, data: Data, device: str, ranks: Ranks
 ) -> str:
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     processes = f", {ranks.world} processes" if ranks.world > 1 else ""
     return (
-        f"{trained:,} trained parameters, {source.steps} steps of {source.preferences} "
-        f"preferences, template {data.template.name}, {device}{processes}"
+        f"{trained:,} trained parameters, {source.steps} steps of {source.a_step}, "
+        f"template {data.template.name}, {device}{processes}"
     )

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ecliptica.objectives import kl
-from ecliptica.objectives.contract import Step, Terms, WholeStep
+from ecliptica.objectives.contract import Size, Step, Terms, WholeStep
 from ecliptica.policy import Reference, response_rows
 from ecliptica.running.ranks import ALONE, Ranks
 from ecliptica.running.sharding import settle
@@ -30,10 +30,11 @@ class Learner:
     settings: Any  # the section `objective`
     optimizer: torch.optim.Optimizer
     clip_norm: float
+    temperature: float = 1.0  # of every log-prob
 
     def rows(self, batch: PackedBatch, grad: bool = True) -> Rows:
         """Log-prob and KL of each response token of a packed batch."""
-        return response_rows(self.policy, batch, self.reference, grad)
+        return response_rows(self.policy, batch, self.reference, grad, temperature=self.temperature)
 
     def terms(self, batch: PackedBatch, step: Step, grad: bool = True) -> Terms:
         """Loss and numbers of a packed batch: sums over its preferences.
@@ -61,10 +62,9 @@ def optimizer_step(
     start = time.perf_counter()
 
     # What the step holds over all ranks: known before its first backward.
-    counted = [batch for batch in batches if batch.ids]
-    here = [sum(len(b.ids) for b in counted), sum(b.tokens_T.numel() for b in counted)]
-    preferences, tokens = ranks.reduce(here)
-    step = replace(step, baseline=baseline(learner, batches, step, ranks))
+    size, tokens = size_of(batches, ranks)
+    preferences = size.preferences
+    step = replace(step, size=size, baseline=baseline(learner, batches, step, ranks))
 
     # Forward, loss and backward, a micro-batch at a time. Times world: FSDP takes the mean over
     # ranks, a step is the sum. A filler's forward and backward are for the others' collectives.
@@ -96,12 +96,27 @@ def optimizer_step(
     }
 
 
+def size_of(batches: Sequence[PackedBatch], ranks: Ranks) -> tuple[Size, int]:
+    """(what all ranks' batches hold, their tokens with those of the prompts); fillers count for
+    nothing."""
+    counted = [batch for batch in batches if batch.ids]
+    here = [
+        sum(len(batch.ids) for batch in counted),
+        sum(batch.num_sequences for batch in counted),
+        sum(batch.rows_R.numel() for batch in counted),
+        sum(batch.tokens_T.numel() for batch in counted),
+    ]
+    preferences, sequences, response_tokens, tokens = map(int, ranks.reduce(here))
+    return Size(preferences, sequences, response_tokens), tokens
+
+
 def evaluate(
     learner: Learner, batches: Sequence[PackedBatch], step: Step, ranks: Ranks = ALONE
 ) -> dict[str, float]:
     """The same numbers on held-out preferences: no gradient, and nothing dropped out."""
     with as_evaluated(learner.policy):
-        step = replace(step, baseline=baseline(learner, batches, step, ranks))
+        size, _ = size_of(batches, ranks)
+        step = replace(step, size=size, baseline=baseline(learner, batches, step, ranks))
         parts = [learner.terms(batch, step, grad=False) for batch in batches]
     return totals(parts, batches, ranks)
 
@@ -142,7 +157,8 @@ def as_evaluated(model: Llama) -> Iterator[None]:
 def totals(
     parts: Sequence[Terms], batches: Sequence[PackedBatch], ranks: Ranks
 ) -> dict[str, float]:
-    """{name: mean over the preferences of all ranks}, and the plain values.
+    """{name: mean over the preferences of all ranks}, the largest over all ranks of what is logged
+    so, and the plain values.
 
     A filler batch, which has no ids, counts for nothing.
     """
@@ -150,7 +166,39 @@ def totals(
     names = sorted(parts[0].metrics)
     here = [sum(float(part.metrics[name]) for part in counted) for name in names]
     *sums, preferences = ranks.reduce([*here, sum(len(batch.ids) for batch in batches)])
-    return {name: total / preferences for name, total in zip(names, sums)} | parts[0].values
+    means = {name: total / preferences for name, total in zip(names, sums)}
+    return means | largest(parts, batches, ranks) | parts[0].values
+
+
+def largest(
+    parts: Sequence[Terms], batches: Sequence[PackedBatch], ranks: Ranks
+) -> dict[str, float]:
+    """{name: the largest over the batches of all ranks}; one collective if there are such names."""
+    names = sorted(parts[0].largest)
+    if not names:
+        return {}
+    counted = [part for part, batch in zip(parts, batches) if batch.ids]
+    here = [
+        max((float(part.largest[name]) for part in counted), default=-math.inf) for name in names
+    ]
+    return dict(zip(names, ranks.reduce(here, "max")))
+
+
+def of_updates(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The metrics of a step from those of its updates: their mean, the largest of what is a
+    largest, the sum of the seconds. One update's are its own, bit for bit."""
+    if len(metrics) == 1:
+        return metrics[0]
+    joined = {}
+    for name in metrics[0]:
+        values = [of_update[name] for of_update in metrics]
+        if name.endswith("_seconds"):
+            joined[name] = sum(values)
+        elif name.endswith("_max"):
+            joined[name] = max(values)
+        else:
+            joined[name] = sum(values) / len(values)
+    return joined
 
 
 def not_finite(
