@@ -18,8 +18,9 @@ from model.errors import InputError, Stopped
 
 Result = TypeVar("Result")
 
-# A collective that nobody completes ends the run; the heartbeat names the rank long before.
-TIMEOUT = timedelta(minutes=30)
+# A collective that nobody completes ends the run. The heartbeat ends it long before if a rank is
+# gone; this is for one that lives and does not come.
+TIMEOUT = timedelta(minutes=10)
 STORE_TIMEOUT = timedelta(seconds=60)
 LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|timed out", re.IGNORECASE

@@ -17,7 +17,7 @@ from ecliptica.training.reference_cache import Maker, ReferenceCache, cache_key,
 from model.llama import Llama
 from model.lora import adapter_rows, add_lora, draw_lora
 from model.tensors import read_tensor
-from model.weights import EMBEDDING, HEAD, Edit, fill, meta_model
+from model.weights import EMBEDDING, HEAD, Edit, fill, is_added, meta_model
 
 
 def starting_model(
@@ -66,12 +66,12 @@ def starting_edit(config: Config) -> Edit | None:
 
 
 def frozen_as_stored(model: Llama, dtype: torch.dtype) -> None:
-    """Give the meta parameters the dtype they are stored in, LoRA's own excepted.
+    """Give the meta parameters the dtype they are stored in; what is added stays float32.
 
     A shard is allocated before it is read.
     """
     for name, parameter in model.named_parameters():
-        if "lora_" not in name:
+        if not is_added(name):
             parameter.data = parameter.data.to(dtype)
 
 

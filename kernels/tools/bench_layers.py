@@ -1,4 +1,4 @@
-"""RMSNorm, SwiGLU and RoPE for the benchmark: eager torch, torch.compile of it, the kernel of ours.
+"""RMSNorm, SwiGLU and RoPE for the benchmark: eager torch, torch.compile of it, and ours.
 
     python -m kernels.tools.bench --case rms_norm swiglu rope
 

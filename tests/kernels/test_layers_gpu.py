@@ -1,5 +1,5 @@
-"""rms_norm, swiglu and rope where only a GPU tells: rounding to bfloat16, many programs at once, sizes
-beyond 32 bits, the model. `-m gpu`."""
+"""rms_norm, swiglu and rope where only a GPU tells: rounding to bfloat16, many programs at once,
+sizes beyond 32 bits, the model. `-m gpu`."""
 
 import pytest
 import torch

@@ -142,13 +142,21 @@ def test_a_run_in_use_a_rank_that_is_killed_and_one_that_is_signalled(recipe, tm
     assert out.count("exitcode  : 143") == 2, out
 
 
-def test_a_silent_rank_is_named_by_its_neighbour(recipe, tmp_path):
-    process = start(recipe, tmp_path / "run", LONG, processes=2)
+def test_a_silent_rank_is_named_and_ends_the_others(recipe, tmp_path):
+    stall = 8
+    overrides = (LONG, f"training.stall_seconds={stall}")
+    process = start(recipe, tmp_path / "run", *overrides, processes=2)
     wait_for((tmp_path / "run" / "metrics.jsonl").exists, process, seconds=120)
     workers = workers_of(process)
     os.kill(workers[1], signal.SIGSTOP)
-    line = lines_until(process, "has given no sign of life").splitlines()[-1]
-    assert line.startswith(f"rank 1 (process {workers[1]} on ")
+    began = time.monotonic()
+
+    # The other waits in a collective, and its watch ends it.
+    line = lines_until(process, "all stop").splitlines()[-1]
+    assert line.startswith("error: step ") and f"rank 1 (process {workers[1]} on " in line
+    while _lives(workers[0]):
+        assert time.monotonic() - began < 2 * stall + 1, "rank 0 outlived twice the stall"
+        time.sleep(0.1)
 
     # A kill -9 of torchrun alone: its processes end with it.
     kill(process)
