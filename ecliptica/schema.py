@@ -111,6 +111,16 @@ class PackedBatch:
     def num_sequences(self) -> int:
         return self.owner_S.numel()
 
+    @property
+    def last_S(self) -> torch.Tensor:
+        """The row of each response's last token, its end of turn included; ascending."""
+        # A branch ends where another begins, of this preference or of the next.
+        ends_T = torch.ones_like(self.branch_T, dtype=torch.bool)
+        ends_T[:-1] = (self.branch_T[1:] != self.branch_T[:-1]) | (
+            self.document_T[1:] != self.document_T[:-1]
+        )
+        return (ends_T & (self.branch_T > 0)).nonzero()[:, 0]
+
     def to(self, device: torch.device | str) -> "PackedBatch":
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         sampled = self.sampled and self.sampled.to(device)
@@ -137,12 +147,13 @@ class Work:
 class Sequences:
     """Numbers per sequence. The sequences of a preference are adjacent, best first."""
 
-    logp_S: torch.Tensor  # log pi(Y | I, X), summed over the response's tokens
+    logp_S: torch.Tensor | None  # log pi(Y | I, X), summed over the response's tokens
     tokens_S: torch.Tensor
     owner_S: torch.Tensor
     scores_S: torch.Tensor
     kl_S: torch.Tensor | None = None  # KL[policy || reference], summed over the positions
     ref_logp_S: torch.Tensor | None = None
+    rewards_S: torch.Tensor | None = None
 
     @property
     def chosen_P(self) -> torch.Tensor:
@@ -161,13 +172,14 @@ class Sequences:
 class Rows:
     """What objectives see: numbers per response token, never a model."""
 
-    logp_R: torch.Tensor  # log pi(y_t | I, X, y_<t)
+    logp_R: torch.Tensor | None  # log pi(y_t | I, X, y_<t); None where rewards alone are asked for
     segments_R: torch.Tensor  # which sequence, ascending
     owner_S: torch.Tensor  # which preference each sequence answers
     scores_S: torch.Tensor
     kl_R: torch.Tensor | None = None  # KL[policy || reference] over the vocabulary; exact
     ref_logp_R: torch.Tensor | None = None  # the reference's logp_R, no gradient
     values_R: torch.Tensor | None = None  # the critic's, of the state before each response token
+    rewards_S: torch.Tensor | None = None  # a reward model's, of each whole response
     sampled: Sampled | None = None  # of a rollout
 
     @property
@@ -183,15 +195,18 @@ class Rows:
 
     def sequences(self) -> Sequences:
         """The same numbers summed over each sequence."""
-        kl_S = None if self.kl_R is None else self.per_sequence(self.kl_R)
-        ref_logp_S = None if self.ref_logp_R is None else self.per_sequence(self.ref_logp_R)
+
+        def summed(x_R: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x_R is None else self.per_sequence(x_R)
+
         return Sequences(
-            logp_S=self.per_sequence(self.logp_R),
+            logp_S=summed(self.logp_R),
             tokens_S=self.tokens_S,
             owner_S=self.owner_S,
             scores_S=self.scores_S,
-            kl_S=kl_S,
-            ref_logp_S=ref_logp_S,
+            kl_S=summed(self.kl_R),
+            ref_logp_S=summed(self.ref_logp_R),
+            rewards_S=self.rewards_S,
         )
 
 

@@ -14,7 +14,6 @@ from model.tensors import check_finite, opened
 
 PREFIX = "base_model.model."  # PEFT wraps twice; its files carry the names of both wrappers
 WEIGHTS = "adapter_model.safetensors"
-SIDES = ("lora_A", "lora_B")
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # A [R, D] and B [F, R]
 
@@ -22,9 +21,9 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # A [R, D] and B [F, R]
 def linear_layers(model: Llama) -> dict[str, Linear]:
     """{name: Linear} of all that LoRA can be on; not the head, which is the fused kernel's."""
     return {
-        name: module
+        name.removesuffix(".base"): module
         for name, module in model.named_modules()
-        if isinstance(module, Linear) and name != "lm_head" and not name.endswith(".base")
+        if isinstance(module, Linear) and name != "lm_head"
     }
 
 

@@ -6,7 +6,10 @@ H heads, K kv heads, E head width, V vocabulary.
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +62,23 @@ def fused(x: torch.Tensor) -> bool:
     that suits, else torch's.
     """
     return TRITON and x.is_cuda and not torch.compiler.is_compiling()
+
+
+@dataclass
+class Active:
+    """Which of a model's adapters it computes with: one object that all of its layers look at."""
+
+    name: str | None = None  # None: none, the base alone
+
+    @contextmanager
+    def switched(self, name: str | None) -> Iterator[None]:
+        """Inside the block it is `name`."""
+        before = self.name
+        self.name = name
+        try:
+            yield
+        finally:
+            self.name = before
 
 
 class Linear(nn.Module):
@@ -185,8 +205,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: attention and MLP, each on a normed input and added to the residual stream."""
 
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
+    def __init__(self, config: LlamaConfig, layer: int, active: Active) -> None:
         super().__init__()
+        self.active = active
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -200,7 +221,18 @@ class Block(nn.Module):
         options: dict[str, Callable] = {}
         if self.recompute == "selective":
             options["context_fn"] = keep_products
-        return checkpoint(self.run, x_TD, rope, attend, use_reentrant=False, **options)
+        run = self.run
+        if not torch.compiler.is_compiling():
+            # The backward computes again what the forward did, whichever adapter is active by then.
+            run = partial(self.run_with, self.active.name)
+        return checkpoint(run, x_TD, rope, attend, use_reentrant=False, **options)
+
+    def run_with(
+        self, adapter: str | None, x_TD: torch.Tensor, rope: Rope, attend: Attend
+    ) -> torch.Tensor:
+        """The layer itself, computed with an adapter."""
+        with self.active.switched(adapter):
+            return self.run(x_TD, rope, attend)
 
     def run(self, x_TD: torch.Tensor, rope: Rope, attend: Attend) -> torch.Tensor:
         """The layer itself."""
@@ -211,11 +243,11 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embedding, layers and last norm, under the name that their tensors have in files."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, active: Active) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            Block(config, layer) for layer in range(config.num_hidden_layers)
+            Block(config, layer, active) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -227,9 +259,12 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
-        self.model = Decoder(config)
+        self.active = Active()  # adapters are in model/lora.py
+        self.model = Decoder(config, self.active)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        # Values or rewards, by the name of their adapter (model/scalar_head.py); no part of files.
+        self.scalar_heads = nn.ModuleDict()
 
     @property
     def head_weight_VD(self) -> torch.Tensor:

@@ -82,12 +82,12 @@ def fill(
 
     Of a DTensor each rank reads the rows that it keeps. param_dtype: what they are stored in (None:
     the dtype the model computes in). merged: an edit of the rows read (model/lora.py:
-    adapter_rows); None: as they are. LoRA's own tensors are left out.
+    adapter_rows); None: as they are. What was added to the model is left out.
     """
     parameters = {
         file_name(name): (name, parameter)
         for name, parameter in model.named_parameters()
-        if "lora_" not in name
+        if not is_added(name)
     }
     files = _files_that_fit(parameters.keys(), model_dir, model.config.tie_word_embeddings)
     stored = param_dtype or model.dtype
@@ -153,6 +153,11 @@ def _check_nothing_else(file: Any, path: Path, names: list[str]) -> None:
         )
 
 
+def is_added(name: str) -> bool:
+    """Whether a parameter is no part of the base model: an adapter's, or a scalar head's."""
+    return "lora_" in name or name.startswith("scalar_heads.")
+
+
 def file_name(name: str) -> str:
     """The Hugging Face name of a parameter: a LoRA layer holds its frozen Linear as `base`."""
     return name.replace(".base.weight", ".weight")
@@ -173,7 +178,11 @@ def save_model(
     Its tensors in `dtype`; config and companion files from `source_dir`. The caller makes the
     write atomic (replaced_directory).
     """
-    tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    tensors = (
+        (name, parameter.detach())
+        for name, parameter in model.named_parameters()
+        if not is_added(name)
+    )
     save_tensors(tensors, out_dir, source_dir, dtype, shard_bytes)
 
 

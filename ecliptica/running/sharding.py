@@ -29,7 +29,7 @@ def mesh(ranks: Ranks, replicas: int, device: torch.device | str) -> DeviceMesh:
 
 def shard(model: Llama, device_mesh: DeviceMesh, param_dtype: torch.dtype | None = None) -> Llama:
     """FSDP2 over a model on the meta device: a unit for each block, one for an untied embedding,
-    and the root: norm and head.
+    one for each scalar head, always in float32, and the root: norm and head.
 
     The root stays gathered from its forward to the end of the backward, so the fused head reads a
     plain weight. param_dtype: what parameters are gathered in (None: as stored, which keeps LoRA's
@@ -41,6 +41,10 @@ def shard(model: Llama, device_mesh: DeviceMesh, param_dtype: torch.dtype | None
         units.append(model.model.embed_tokens)
     for unit in units:
         fully_shard(unit, mesh=device_mesh, mp_policy=policy, reshard_after_forward=True)
+    # A scalar head runs after the root's forward, by a call of its own.
+    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for head in model.scalar_heads.values():
+        fully_shard(head, mesh=device_mesh, mp_policy=exact, reshard_after_forward=True)
     fully_shard(model, mesh=device_mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(model, "forward_hidden")
     return model

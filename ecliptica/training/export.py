@@ -18,9 +18,9 @@ from ecliptica.record import RECORD, base_adapter, read_record
 from ecliptica.running.ranks import ALONE, Ranks
 from model.errors import InputError
 from model.llama import Llama
-from model.lora import lora_layers, lora_parameters, save_adapter
-from model.shards import whole
-from model.weights import copy_companions, save_tensors
+from model.lora import adapter_pieces, lora_layers, save_adapter
+from model.scalar_head import model_pieces, save_whole
+from model.weights import copy_companions
 
 
 def record(config: Config, template: Template, steps: int) -> dict[str, Any]:
@@ -74,8 +74,7 @@ def export(
     holds both. Collective: rank 0 writes what all ranks gather, a tensor at a time.
     """
     final = run_dir / "final"
-    parameters = lora_parameters(model) or model.named_parameters()
-    pieces = ((name, whole(parameter)) for name, parameter in parameters)
+    pieces = adapter_pieces(model) if lora_layers(model) else model_pieces(model)
 
     def take_part() -> None:
         try:
@@ -105,7 +104,7 @@ def _write(
                 save_adapter(model, out, base, pieces, config.model.adapter or None)
                 copy_companions(base, out)
             else:
-                save_tensors(pieces, out, base, getattr(torch, config.model.dtype))
+                save_whole(pieces, out, base, getattr(torch, config.model.dtype))
             (out / RECORD).write_text(json.dumps(made, indent=2) + "\n")
     except OSError as error:
         raise InputError(

@@ -233,6 +233,11 @@ def test_an_adapter_trained_on_another_is_saved_with_it(first_settings, targets,
     assert (first_alone - trained).abs().max() > 0.01
 
 
+def product(layer):
+    """The update of a layer's weight, float64."""
+    return layer.updates["policy"].scale * layer.lora_B.double() @ layer.lora_A.double()
+
+
 def test_the_joint_factors_are_the_two_products(tiny, tmp_path):
     """float64: s1 B1 A1 + s2 B2 A2 of every layer, zero where neither is."""
     model = random_adapter(load_model(tiny), 4, 16, ("q_proj",), seed=1)
@@ -246,9 +251,9 @@ def test_the_joint_factors_are_the_two_products(tiny, tmp_path):
     layers = lora_layers(model)
     assert len(stored) == 2 * len(layers) == 8
     for name, layer in layers.items():
-        want = layer.scale * layer.lora_B.double() @ layer.lora_A.double()
+        want = product(layer)
         if name in first:
-            want += first[name].scale * first[name].lora_B.double() @ first[name].lora_A.double()
+            want += product(first[name])
         A_RD, B_FR = (
             stored[f"base_model.model.{name}.{side}.weight"] for side in ("lora_A", "lora_B")
         )
