@@ -1,6 +1,6 @@
 """The bank as files and on the screen: `build` writes contrastive preferences in format `cita`,
 `audit` checks what the dataset promises, `show` prints one prompt with its responses, `contexts`
-writes one prompt under several instructions."""
+writes one prompt under several instructions, `prompts` those of a split under one of your own."""
 
 import sys
 import textwrap
@@ -68,6 +68,15 @@ class Contexts(Bank):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompts(Bank):
+    """write the prompts of a split, for rollouts and for eval.py generate"""
+
+    split: str = choice("train", SPLITS, "which prompts")
+    instruction: str | None = option(None, "text that every one is asked under")
+    out: str = option(..., "JSON lines to write")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Show(Bank):
     """print one prompt with its responses"""
 
@@ -114,6 +123,16 @@ def run_contexts(options: Contexts, args: Namespace) -> None:
     write(options.out, records)
 
 
+def run_prompts(options: Prompts, args: Namespace) -> None:
+    """The prompts of a split in the order of the bank, all under one instruction or none."""
+    _, bank = load(options)
+    asked = {}
+    if options.instruction:
+        asked["instruction"] = options.instruction
+    chosen = [entry for entry in bank if entry.split == options.split]
+    write(options.out, [{"id": entry.id, **asked, "prompt": entry.prompt} for entry in chosen])
+
+
 def run_show(options: Show, args: Namespace) -> None:
     instructions, bank = load(options)
     entry = entry_of(bank, args.prompt, options.bank)
@@ -139,6 +158,7 @@ def run_audit(options: Audit, args: Namespace) -> None:
 COMMANDS = {
     "build": (Build, run_build),
     "contexts": (Contexts, run_contexts),
+    "prompts": (Prompts, run_prompts),
     "show": (Show, run_show),
     "audit": (Audit, run_audit),
 }

@@ -107,6 +107,7 @@ class Actor:
                 batch.to(self.device),
                 self.reference,
                 grad=False,
+                critic=self.critic,
                 temperature=self.rollout.temperature,
             )
 

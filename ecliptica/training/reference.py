@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from ecliptica import objectives
 from ecliptica.planning.reference_cost import cache_size, reference_kind, unique
-from ecliptica.policy import Reference, adapter_off_reference, model_reference
+from ecliptica.policy import CRITIC, Reference, adapter_off_reference, model_reference
 from ecliptica.recipe import Config
 from ecliptica.running.ranks import ALONE, Ranks
 from ecliptica.running.sharding import mesh, shard
@@ -16,6 +17,8 @@ from ecliptica.training.export import check_stands_by_itself
 from ecliptica.training.reference_cache import Maker, ReferenceCache, cache_key, weights_digest
 from model.llama import Llama
 from model.lora import adapter_rows, add_lora, draw_lora
+from model.lora_layer import POLICY
+from model.scalar_head import add_scalar_head, draw_scalar_head
 from model.tensors import read_tensor
 from model.weights import EMBEDDING, HEAD, Edit, fill, is_added, meta_model
 
@@ -37,7 +40,7 @@ def starting_model(
     # Shapes and names first, so that nothing is stored before it is known what of it is kept.
     model = ranks.together(meta_model, config.model.path, dtype)
     if with_lora:
-        ranks.together(add_lora, model, lora.rank, lora.alpha, lora.targets, lora.dropout)
+        ranks.together(add_adapters, model, config)
     elif full:
         model.requires_grad_(True)
     for block in model.model.layers:
@@ -53,8 +56,33 @@ def starting_model(
     merged = ranks.together(starting_edit, config)
     ranks.together(fill, model, config.model.path, device, stored, merged)
     if with_lora:
-        draw_lora(model, config.training.seed)
+        draw_adapters(model, config)
     return model
+
+
+def adapters_of(config: Config) -> tuple[str, ...]:
+    """The names of the adapters that a LoRA run trains: a critic's beside the policy's, if its
+    objective needs values."""
+    needs = objectives.get(config.objective).needs(config.objective)
+    return (POLICY, CRITIC) if needs.values else (POLICY,)
+
+
+def add_adapters(model: Llama, config: Config) -> None:
+    """Every adapter that the run trains, of one rank and on the same layers; a critic's with its
+    scalar head."""
+    lora = config.lora
+    for name in adapters_of(config):
+        add_lora(model, lora.rank, lora.alpha, lora.targets, lora.dropout, name=name)
+    if CRITIC in adapters_of(config):
+        add_scalar_head(model, CRITIC)
+
+
+def draw_adapters(model: Llama, config: Config) -> None:
+    """The start of each: no update of the base, and every value 0."""
+    for name in adapters_of(config):
+        draw_lora(model, config.training.seed, name)
+    if CRITIC in adapters_of(config):
+        draw_scalar_head(model, CRITIC)
 
 
 def starting_edit(config: Config) -> Edit | None:

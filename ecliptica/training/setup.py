@@ -19,7 +19,7 @@ from ecliptica.online import prompts
 from ecliptica.online.actor import Actor
 from ecliptica.online.rollouts import Rollouts
 from ecliptica.planning import gpus
-from ecliptica.policy import Reference
+from ecliptica.policy import CRITIC, Reference
 from ecliptica.recipe import Config
 from ecliptica.running.checkpoints import Checkpoints, state_of
 from ecliptica.running.ranks import Ranks
@@ -35,7 +35,6 @@ from model.devices import pick_device
 from model.errors import InputError
 from model.llama import Llama
 
-CRITIC = "critic"  # the name of its adapter and of its scalar head
 BYTES_A_PARAMETER = 12  # of a checkpoint: a float32 and AdamW's two moments
 
 
@@ -70,10 +69,10 @@ class Run:
 def check(config: Config) -> None:
     """What can be wrong before anything is read: objective, device, places. Raises InputError."""
     objective = objectives.get(config.objective)
-    if objective.needs(config.objective).values:
+    if objective.needs(config.objective).values and not config.lora.rank:
         raise InputError(
-            f"objective.name: {config.objective.name} needs a critic's values, and this training "
-            "has no critic"
+            f"lora.rank: {config.objective.name} has its critic in an adapter beside the policy's; "
+            "expected > 0, got 0"
         )
     pick_device(config.training.device)
     if config.training.cache_dir:
@@ -147,6 +146,7 @@ def build(place: Place, data: Data, source: Offline | Rollouts) -> Run:
         settings=config.objective,
         optimizer=optimizer,
         clip_norm=config.training.clip_norm,
+        critic=CRITIC if objectives.get(config.objective).needs(config.objective).values else None,
     )
     if isinstance(source, Rollouts):
         learner, source = with_actor(learner, source, config, data, device)
@@ -187,7 +187,7 @@ def with_actor(
     actor = Actor(
         policy=learner.policy,
         reference=learner.reference,
-        critic=CRITIC if needs.values else None,
+        critic=learner.critic,
         objective=learner.objective,
         score=partial(rewards.get(config.reward).score, config=config.reward),
         rollout=config.rollout,
@@ -196,8 +196,11 @@ def with_actor(
         device=device,
         evaluated=partial(as_evaluated, learner.policy),
     )
-    in_update = learner.reference if needs.frozen_model else None
-    learner = replace(learner, reference=in_update, temperature=config.rollout.temperature)
+    learner = replace(
+        learner,
+        reference=learner.reference if needs.frozen_model else None,
+        temperature=config.rollout.temperature,
+    )
     return learner, replace(source, actor=actor)
 
 

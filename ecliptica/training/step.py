@@ -30,11 +30,14 @@ class Learner:
     settings: Any  # the section `objective`
     optimizer: torch.optim.Optimizer
     clip_norm: float
+    critic: str | None = None  # the name of its adapter; None: nobody asks for values
     temperature: float = 1.0  # of every log-prob
 
     def rows(self, batch: PackedBatch, grad: bool = True) -> Rows:
         """Log-prob and KL of each response token of a packed batch."""
-        return response_rows(self.policy, batch, self.reference, grad, temperature=self.temperature)
+        return response_rows(
+            self.policy, batch, self.reference, grad, self.critic, self.temperature
+        )
 
     def terms(self, batch: PackedBatch, step: Step, grad: bool = True) -> Terms:
         """Loss and numbers of a packed batch: sums over its preferences.
