@@ -72,8 +72,8 @@ class Gguf:
         if isinstance(value, list) and value:
             if any(each != value[0] for each in value):
                 raise InputError(
-                    f"{self.path}: {key} differs from layer to layer ({value!r:.60}); a LLaMA has "
-                    "layers of one shape, this model cannot be imported"
+                    f"{self.path}: {key} differs from layer to layer ({value!r:.60}); the decoder "
+                    "here has layers of one shape, this model cannot be imported"
                 )
             value = value[0]
         return self._typed(key, value, default, "an integer", type(value) is int)
@@ -118,7 +118,7 @@ class Gguf:
                 ) from error
         if default is REQUIRED:
             raise InputError(
-                f"{self.path}: the key {key} is missing; a llama-architecture GGUF has it"
+                f"{self.path}: the key {key} is missing; a GGUF of such a model has it"
             )
         return default
 

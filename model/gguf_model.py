@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from model.config import parse_config
 from model.errors import InputError
+from model.families import FAMILIES
 from model.gguf_file import Gguf
 from model.llama import rope_frequencies
 from model.tensors import check_finite
@@ -17,6 +18,8 @@ NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
@@ -29,45 +32,49 @@ TOP = {
 }
 FREQUENCIES = "rope_freqs.weight"  # Llama-3.1's scaling, one divisor a frequency
 
-# Fields for which a LLaMA has no code, with the values that say nothing.
+# What GGUF calls the families; a Mistral is stored as a llama, its q and k in llama's order too.
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+INTERLEAVED = "llama"  # whose q and k llama.cpp stores with rotary pairs side by side
+
+# Fields for which no family has code, with the values that say nothing; each after the name of the
+# architecture.
 NEUTRAL = {
-    "llama.rope.scaling.type": ("none", ""),
-    "llama.rope.scaling.factor": (0, 1),
-    "llama.rope.scale_linear": (0, 1),
-    "llama.rope.scaling.attn_factor": (0, 1),
-    "llama.expert_count": (0,),
-    "llama.attention.causal": (True,),
-    "llama.attention.sliding_window": (0,),
-    "llama.attention.clamp_kqv": (0,),
-    "llama.attention.max_alibi_bias": (0,),
-    "llama.attention.scale": (0,),
-    "llama.logit_scale": (0, 1),
-    "llama.residual_scale": (0, 1),
-    "llama.embedding_scale": (0, 1),
-    "llama.use_parallel_residual": (False,),
+    "rope.scaling.type": ("none", ""),
+    "rope.scaling.factor": (0, 1),
+    "rope.scale_linear": (0, 1),
+    "rope.scaling.attn_factor": (0, 1),
+    "expert_count": (0,),
+    "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "use_parallel_residual": (False,),
 }
 
 
 def config_of(gguf: Gguf) -> dict[str, Any]:
-    """config.json of the file's numbers. Raises InputError for what is no plain, whole LLaMA."""
-    _check_kind(gguf)
-    heads = gguf.integer("llama.attention.head_count")
-    width = gguf.integer("llama.embedding_length")
+    """config.json of the file's numbers. Raises InputError for another or no whole model."""
+    kind = _architecture(gguf)
+    heads = gguf.integer(f"{kind}.attention.head_count")
+    width = gguf.integer(f"{kind}.embedding_length")
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [FAMILIES[kind].architecture],
+        "model_type": kind,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        **_settings_of_family(kind),
         "hidden_size": width,
-        "intermediate_size": gguf.integer("llama.feed_forward_length"),
-        "num_hidden_layers": gguf.integer("llama.block_count"),
+        "intermediate_size": gguf.integer(f"{kind}.feed_forward_length"),
+        "num_hidden_layers": gguf.integer(f"{kind}.block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": gguf.integer("llama.attention.head_count_kv", heads),
-        "head_dim": _head_dim(gguf, width, heads),
-        "rms_norm_eps": round(gguf.number("llama.attention.layer_norm_rms_epsilon"), 9),
-        "rope_theta": gguf.number("llama.rope.freq_base", 10000.0),
-        "max_position_embeddings": gguf.integer("llama.context_length"),
+        "num_key_value_heads": gguf.integer(f"{kind}.attention.head_count_kv", heads),
+        "head_dim": _head_dim(gguf, kind, width, heads),
+        "rms_norm_eps": round(gguf.number(f"{kind}.attention.layer_norm_rms_epsilon"), 9),
+        "rope_theta": gguf.number(f"{kind}.rope.freq_base", 10000.0),
+        "max_position_embeddings": gguf.integer(f"{kind}.context_length"),
         "vocab_size": len(gguf.texts("tokenizer.ggml.tokens")),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "torch_dtype": "bfloat16",
@@ -81,33 +88,41 @@ def config_of(gguf: Gguf) -> dict[str, Any]:
     return config
 
 
-def _check_kind(gguf: Gguf) -> None:
-    """Raises InputError for another architecture, a part of a file, and settings without code."""
-    architecture = gguf.text("general.architecture")
-    if architecture != "llama":
-        raise InputError(
-            f"{gguf.path}: architecture {architecture!r:.80}; only 'llama' can be imported"
-        )
+def _architecture(gguf: Gguf) -> str:
+    """The family. Raises InputError for another one, a part of a file, settings without code."""
+    kind = gguf.text("general.architecture")
+    if kind not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"{gguf.path}: architecture {kind!r:.80}; only {known} can be imported")
     parts = gguf.integer("split.count", 1)
     if parts > 1:
         raise InputError(
             f"{gguf.path}: one part of {parts}; join them first with llama-gguf-split --merge"
         )
-    for key, neutral in NEUTRAL.items():
+    for name, neutral in NEUTRAL.items():
+        key = f"{kind}.{name}"
         value = gguf.any(key, neutral[0])
         if value not in neutral:
             raise InputError(
                 f"{gguf.path}: {key} is {value!r:.80}, for which this model has no code; it cannot "
                 "be imported"
             )
+    return kind
 
 
-def _head_dim(gguf: Gguf, width: int, heads: int) -> int:
+def _settings_of_family(kind: str) -> dict[str, Any]:
+    """What config.json of a family says besides numbers."""
+    if kind == "llama":
+        return {"attention_bias": False, "mlp_bias": False}
+    return {"use_sliding_window": False}
+
+
+def _head_dim(gguf: Gguf, kind: str, width: int, heads: int) -> int:
     """The width of a head, stated in up to three places, which must agree: all of it is rotated."""
     keys = (
-        "llama.attention.key_length",
-        "llama.attention.value_length",
-        "llama.rope.dimension_count",
+        f"{kind}.attention.key_length",
+        f"{kind}.attention.value_length",
+        f"{kind}.rope.dimension_count",
     )
     stated = {key: gguf.integer(key) for key in keys if key in gguf.fields}
     if len(set(stated.values())) > 1:
@@ -141,20 +156,26 @@ def _llama3_scaling(gguf: Gguf, config: dict[str, Any]) -> dict[str, Any]:
 
 def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """{GGUF name: shape} of every tensor that a model of this config has."""
+    family = FAMILIES[config["model_type"]]
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     query = config["num_attention_heads"] * config["head_dim"]
     key = config["num_key_value_heads"] * config["head_dim"]
     block = {
-        "attn_norm": (hidden,),
-        "ffn_norm": (hidden,),
-        "attn_q": (query, hidden),
-        "attn_k": (key, hidden),
-        "attn_v": (key, hidden),
-        "attn_output": (hidden, query),
-        "ffn_gate": (inner, hidden),
-        "ffn_up": (inner, hidden),
-        "ffn_down": (hidden, inner),
+        "attn_norm.weight": (hidden,),
+        "ffn_norm.weight": (hidden,),
+        "attn_q.weight": (query, hidden),
+        "attn_k.weight": (key, hidden),
+        "attn_v.weight": (key, hidden),
+        "attn_output.weight": (hidden, query),
+        "ffn_gate.weight": (inner, hidden),
+        "ffn_up.weight": (inner, hidden),
+        "ffn_down.weight": (hidden, inner),
     }
+    if family.qkv_bias:
+        block |= {"attn_q.bias": (query,), "attn_k.bias": (key,), "attn_v.bias": (key,)}
+    if family.qk_norm:
+        width = (config["head_dim"],)
+        block |= {"attn_q_norm.weight": width, "attn_k_norm.weight": width}
     shapes = {
         "token_embd.weight": (config["vocab_size"], hidden),
         "output_norm.weight": (hidden,),
@@ -162,7 +183,7 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     if not config["tie_word_embeddings"]:
         shapes["output.weight"] = (config["vocab_size"], hidden)
     for number in range(config["num_hidden_layers"]):
-        shapes |= {f"blk.{number}.{name}.weight": shape for name, shape in block.items()}
+        shapes |= {f"blk.{number}.{name}": shape for name, shape in block.items()}
     return shapes
 
 
@@ -172,8 +193,8 @@ def check_tensors(gguf: Gguf, config: dict[str, Any]) -> None:
     extra = sorted(gguf.tensors.keys() - shapes.keys() - {FREQUENCIES})
     if extra:
         raise InputError(
-            f"{gguf.path}: the tensor {extra[0]} is not of a plain LLaMA model; it cannot be "
-            "imported"
+            f"{gguf.path}: the tensor {extra[0]} is not of a plain {config['model_type']} model; "
+            "it cannot be imported"
         )
     missing = [name for name in shapes if name not in gguf.tensors]
     if missing:
@@ -192,16 +213,18 @@ def check_tensors(gguf: Gguf, config: dict[str, Any]) -> None:
 def weights_of(gguf: Gguf, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     """{Hugging Face name: bf16 tensor}.
 
-    llama.cpp stores q and k with each head's rotary pairs interleaved: undone here.
+    Of a llama, llama.cpp stores q and k with each head's rotary pairs interleaved: undone here.
     """
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    heads = {}
+    if config["model_type"] == INTERLEAVED:
+        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     tensors = {}
     for name in tqdm(shapes_of(config), unit="tensor", desc="dequantizing", disable=None):
         tensor = gguf.tensor(name)
         target = TOP.get(name)
         if target is None:
-            _, layer, part, _ = name.split(".")
-            target = f"model.layers.{layer}.{NAMES[part]}.weight"
+            _, layer, part, side = name.split(".")
+            target = f"model.layers.{layer}.{NAMES[part]}.{side}"
             if part in heads:
                 tensor = _rotate_half_order(tensor, heads[part])
         tensors[target] = tensor.to(torch.bfloat16).contiguous()

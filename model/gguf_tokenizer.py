@@ -2,17 +2,21 @@
 
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from model.errors import InputError
 from model.gguf_file import Gguf
 from model.tokenizer import LLAMA3_SPLIT
 
+# Llama-3's way to cut text, but for numbers, which fall into single digits.
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+
 CONTROL, USER_DEFINED = 3, 4  # GGUF token types
 
 # Tokens that end a turn, where a model has them.
 ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
+QWEN_ENDS = ("<|endoftext|>",)  # elsewhere it may be padding alone
 
 
 def tokenizer_of(gguf: Gguf) -> FastTokenizer:
@@ -28,12 +32,14 @@ def tokenizer_of(gguf: Gguf) -> FastTokenizer:
     pre = gguf.text("tokenizer.ggml.pre", "default")
     merges = _merges(gguf, vocabulary)
     tokenizer = FastTokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _pre_tokenizer(gguf, pre)
     tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, kinds) if kind in (CONTROL, USER_DEFINED)]
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in control]
-    )
+    for token, kind in zip(tokens, kinds):
+        if kind in (CONTROL, USER_DEFINED):
+            row = AddedToken(token, special=kind == CONTROL, normalized=False)
+            tokenizer.add_tokens([row])
     return tokenizer
 
 
@@ -53,12 +59,14 @@ def _merges(gguf: Gguf, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
 
 def _pre_tokenizer(gguf: Gguf, pre: str) -> pre_tokenizers.PreTokenizer:
     """The way text is cut before merging, by the name that llama.cpp gives it."""
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre != "llama-bpe")
+    cuts_itself = pre not in ("llama-bpe", "qwen2")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cuts_itself)
     splits = {
         "smollm": [pre_tokenizers.Digits(individual_digits=True), byte_level],
         "gpt-2": [byte_level],
         "default": [byte_level],
         "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), byte_level],
+        "qwen2": [pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"), byte_level],
     }
     if pre not in splits:
         raise InputError(f"{gguf.path}: pre-tokenizer {pre!r:.80}; known ones: {', '.join(splits)}")
@@ -84,7 +92,10 @@ def tokenizer_settings(gguf: Gguf, config: dict[str, Any]) -> dict[str, dict[str
     # A turn ends with eos, and with whatever marker of the known ones the vocabulary has.
     indices = {token: index for index, token in enumerate(tokens)}
     stated = [config["eos_token_id"]] if config["eos_token_id"] is not None else []
-    ends = dict.fromkeys([*stated, *(indices[end] for end in ENDS if end in indices)])
+    known = ENDS
+    if gguf.text("tokenizer.ggml.pre", "default") == "qwen2":
+        known += QWEN_ENDS
+    ends = dict.fromkeys([*stated, *(indices[end] for end in known if end in indices)])
 
     tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
     chat = gguf.text("tokenizer.chat_template", None)

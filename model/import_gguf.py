@@ -1,4 +1,5 @@
-"""python -m model.import_gguf SOURCE OUT_DIR: a llama-architecture GGUF in Hugging Face layout.
+"""python -m model.import_gguf SOURCE OUT_DIR: a GGUF of a LLaMA, Qwen2, Qwen3 or Mistral in Hugging
+Face layout.
 
 Written are config.json, safetensors (bf16) and the tokenizer. SOURCE is a file, or the name of an
 installed package that carries one: its files are found without importing it.

@@ -174,7 +174,7 @@ LINEAR = [("add_rope_scaling_type", RopeScalingType.LINEAR), ("add_rope_scaling_
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"architecture": "gemma"}, "architecture 'gemma'; only 'llama'"),
+        ({"architecture": "gemma"}, "architecture 'gemma'; only llama, qwen2, qwen3 can"),
         ({"pre": "deepseek"}, "pre-tokenizer 'deepseek'"),
         ({"tokenizer": "llama"}, "give --tokenizer tokenizer.model"),
         ({"freqs": np.linspace(1, 3, E // 2, dtype=np.float32)}, "is not Llama-3.1's scaling"),
