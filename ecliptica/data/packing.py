@@ -140,22 +140,36 @@ def _ids(values: list[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
-def by_budget(examples: Sequence[Encoded], max_tokens: int) -> list[list[int]]:
-    """Groups of indices whose packed tokens fit `max_tokens`, similar lengths together.
+def by_prefix(examples: Sequence[Encoded], max_tokens: int) -> list[list[int]]:
+    """Groups of indices whose packed tokens fit `max_tokens`, contexts that begin alike together.
 
-    A longer single one goes alone. Raises InputError for a response of no tokens.
+    In the order of their tokens neighbours share the longest prefixes: of a grid, all prompts of
+    one instruction stand together, and `pack` computes the instruction once. A group takes the
+    next context while it fits, unless it is half full and would lose more of its head than it
+    gains. A longer single one goes alone. Raises InputError for a response of no tokens.
     """
     for example in examples:
         _check(example)
     groups = []
     size = 0
-    for index in sorted(range(len(examples)), key=lambda i: -examples[i].tokens):
-        if not groups or size + examples[index].tokens > max_tokens:
-            groups.append([])
-            size = 0
-        groups[-1].append(index)
-        size += examples[index].tokens
+    for index in sorted(range(len(examples)), key=lambda i: examples[i].context):
+        own = examples[index].tokens
+        if groups:
+            together = packed_tokens([examples[i] for i in (*groups[-1], index)])
+            worthwhile = size < max_tokens / 2 or together <= size + own
+            if together <= max_tokens and worthwhile:
+                groups[-1].append(index)
+                size = together
+                continue
+        groups.append([index])
+        size = own
     return groups
+
+
+def packed_tokens(examples: Sequence[Encoded]) -> int:
+    """Tokens of the batch that `pack` makes of them."""
+    head = worthwhile_head([example.context for example in examples])
+    return sum(example.tokens for example in examples) - head * (len(examples) - 1)
 
 
 def _check(example: Encoded) -> None:

@@ -1,5 +1,6 @@
-"""Log-probs of many responses under many contexts, the packed way: a context is computed once for
-all of its responses."""
+"""Log-probs of many responses under many contexts, the packed way: a tree of prefixes. What the
+contexts of a batch begin with, template and instruction, is computed once for all of them; a
+context once for all of its responses; then come the responses."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from tqdm import tqdm
 
-from ecliptica.data.packing import by_budget, pack
+from ecliptica.data.packing import by_prefix, pack
 from ecliptica.data.templates import Template, encode_pieces, render_context, response_pieces
 from ecliptica.evaluation.questions import Answered, Question
 from ecliptica.policy import score
@@ -106,7 +107,7 @@ def score_all(system: Loaded, jobs: Sequence[Job], label="scoring", reference=No
 def score_stream(
     system: Loaded, jobs: Sequence[Job], label: str = "scoring", reference=None
 ) -> Iterator[tuple[int, Scored]]:
-    """(index of the job, its numbers) as they are made, longest jobs first.
+    """(index of the job, its numbers) as they are made, a batch of similar contexts at a time.
 
     Log-probs are float32 sums over the response's tokens. Raises InputError, before the first
     forward, for a job that does not fit the model's window; and for a number that is none.
@@ -123,7 +124,7 @@ def score_stream(
     with tqdm(
         total=total, unit="tok", unit_scale=True, desc=label, leave=False, disable=None
     ) as bar:
-        for group in by_budget(examples, budget):
+        for group in by_prefix(examples, budget):
             batch = pack([examples[index] for index in group]).to(device)
             # Here and not outside: a generator's body may be resumed with gradients on.
             with torch.no_grad():
@@ -140,7 +141,7 @@ def score_stream(
                 check_numbers(label, examples[index].id, scored)
                 yield index, scored
                 start = own.stop
-            bar.update(batch.tokens_T.numel())
+            bar.update(sum(examples[index].tokens for index in group))
 
 
 def _encoded(name: str, context: Sequence[int], responses: Sequence[Sequence[int]]) -> Encoded:

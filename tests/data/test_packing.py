@@ -127,7 +127,7 @@ def test_layout_of_a_packed_preference():
 
 def test_a_response_of_no_tokens_is_named_before_the_work():
     example = Encoded("d.jsonl:3", (5, 6), ((7,), ()))
-    for lay in (pack, lambda examples: packing.by_budget(examples, 100)):
+    for lay in (pack, lambda examples: packing.by_prefix(examples, 100)):
         with pytest.raises(InputError, match="d.jsonl:3: response 2 has no tokens"):
             lay([Encoded("a", (5,), ((2,),)), example])
 
@@ -169,3 +169,42 @@ def test_truncation_cuts_the_prompt_on_the_left_then_responses_on_the_right(toke
         3,
         ["x", "same"],
     )
+
+
+def grid_of_contexts(prompts=6, instructions=3):
+    """Every prompt under every instruction, prompt by prompt, with two responses each."""
+    template, body, end = tuple(range(100, 110)), tuple(range(200, 203)), tuple(range(300, 305))
+    made = []
+    for x in range(prompts):
+        for j in range(instructions):
+            said = tuple(range(1000 + 50 * j, 1000 + 50 * j + 20))
+            asked = tuple(range(3000 + 40 * x, 3000 + 40 * x + 12))
+            context = (*template, *said, *body, *asked, *end)
+            responses = tuple(tuple(range(5000 + 7 * k, 5015 + 7 * k)) for k in (x, x + j + 1))
+            made.append(Encoded(f"{x}/{j}", context, responses, (0.0, 0.0)))
+    return made
+
+
+def test_contexts_of_one_instruction_stand_in_one_batch():
+    """50 tokens of context, 33 of them shared, and 30 of responses: ten fit into 10 * 47 + 33."""
+    made = grid_of_contexts(prompts=10)
+    groups = packing.by_prefix(made, 10 * 47 + 33)
+    assert sorted(len(group) for group in groups) == [10, 10, 10]
+    for group in groups:
+        assert len({made[index].id.split("/")[1] for index in group}) == 1
+        batch = pack([made[index] for index in group])
+        assert packing.packed_tokens([made[index] for index in group]) == batch.tokens_T.numel()
+        assert batch.tokens_T.numel() == 10 * 47 + 33
+    assert sorted(sum(groups, [])) == list(range(30)), "each once"
+    assert [len(group) for group in packing.by_prefix(made, 1)] == [1] * 30
+
+
+@torch.no_grad()
+def test_scores_of_the_tree_equal_those_of_one_context_at_a_time(policy):
+    made = grid_of_contexts()
+    groups = packing.by_prefix(made, 500)
+    assert len(groups) < len(made)
+    for group in groups:
+        packed = score(policy, pack([made[index] for index in group]), grad=False)
+        alone = [score(policy, pack([made[index]]), grad=False).logp_S for index in group]
+        torch.testing.assert_close(packed.logp_S, torch.cat(alone), rtol=1e-5, atol=1e-4)
