@@ -1,4 +1,4 @@
-"""`eval.py kl` against the training log, against sums over the vocabulary in float64, and itself."""
+"""`eval.py kl` against the training log, float64 sums over the vocabulary, and itself."""
 
 import json
 import re
