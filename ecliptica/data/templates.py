@@ -4,7 +4,7 @@ A rendered context is a tuple of pieces: `Control` for control tokens, `str` for
 which the tokenizer then never reads as one. Paper 4.1 (ITA), 4.2 (contrastive ITA).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from model.errors import InputError
@@ -20,6 +20,16 @@ class Control:
 
 Piece = Control | str
 
+
+@dataclass(frozen=True)
+class Turn:
+    """What a user says, under an instruction or none, and the answer to it, if there is one."""
+
+    prompt: str
+    instruction: str | None = None
+    answer: str | None = None
+
+
 # Stands for the model's own end-of-sequence token, whatever it is called.
 EOS = Control("<end of sequence>")
 
@@ -33,6 +43,11 @@ class Template:
     end: str | None  # the end-of-turn token; None: the model's own end-of-sequence token
     before_end: str = ""  # text between the response and its end-of-turn token
     after_end: str = ""  # text between an end of turn and the next turn
+
+    def conversation(self, turns: Sequence[Turn]) -> tuple[Piece, ...]:
+        """The pieces up to where the answer to the last turn begins; see `history`."""
+        last = turns[-1]
+        return render_context(self, last.prompt, last.instruction, history(turns[:-1]))
 
 
 def _headers(role: str, newlines: str) -> tuple[Piece, ...]:
@@ -90,6 +105,14 @@ def body(prompt: str, instruction: str | None = None, rejected: str | None = Non
     if rejected is not None:
         text += f"\n\n### Rejected Response (Bad):\n{rejected}\n\n### What's expected instead?"
     return text
+
+
+def history(turns: Iterable[Turn]) -> tuple[tuple[str, str], ...]:
+    """Answered turns as (user, assistant) texts.
+
+    Each keeps the instruction it was asked under, so what was said once is never said otherwise.
+    """
+    return tuple((body(turn.prompt, turn.instruction), turn.answer) for turn in turns)
 
 
 def get_template(name: str, tokenizer: Tokenizer) -> Template:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as Fast
 
 from ecliptica.data.templates import (
     TEMPLATES,
+    Turn,
     as_text,
     control_texts,
     encode_pieces,
@@ -76,6 +77,59 @@ def test_earlier_turns_come_first_and_the_instruction_stands_in_the_last():
         "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
         "<|im_start|>user\n### Alignment"
     )
+
+
+def test_a_conversation_of_one_turn_is_the_context_of_its_prompt(tokenizer, llama3):
+    for name, tok in (("chatml", tokenizer), ("alpaca", tokenizer), ("llama3", llama3)):
+        template = get_template(name, tok)
+        for instruction in (None, "Be kind."):
+            got = encode_pieces(tok, template.conversation([Turn("Hi?", instruction)]))
+            assert got == encode_pieces(tok, render_context(template, "Hi?", instruction)), name
+
+
+def test_a_conversation_goes_on_from_its_own_ids(tokenizer):
+    """Context, answer and end of turn are the beginning of the next context: a cache may stay."""
+    template = get_template("chatml", tokenizer)
+    before = encode_pieces(tokenizer, template.conversation([Turn("Hi?", "Be kind.")]))
+    answer = encode_pieces(tokenizer, response_pieces(template, "Hello, you."))
+    turns = [Turn("Hi?", "Be kind.", "Hello, you."), Turn("And now?", "Be brief.")]
+    after = encode_pieces(tokenizer, template.conversation(turns))
+    assert after[: len(before) + len(answer)] == before + answer
+
+
+LLAMA3_JINJA = (
+    "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + "
+    "'<|end_header_id|>\n\n' + m['content'] + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["chatml", "llama3"])
+def test_a_conversation_is_what_transformers_renders(name, tokenizer, llama3):
+    """The model's own chat template; it begins with a system turn of its own where none is given,
+    which is taken off."""
+    from transformers import PreTrainedTokenizerFast
+
+    tok = {"chatml": tokenizer, "llama3": llama3}[name]
+    peer = PreTrainedTokenizerFast(tokenizer_file=str(tok.path))
+    if name == "llama3":
+        peer.chat_template = LLAMA3_JINJA
+    else:
+        settings = json.loads((tok.path.parent / "tokenizer_config.json").read_text())
+        peer.chat_template = settings["chat_template"]
+    turns = [Turn("Hi?", None, "Hello."), Turn("And now,\n then?", None, "Café."), Turn("Why?")]
+    messages = []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn.prompt})
+        if turn.answer:
+            messages.append({"role": "assistant", "content": turn.answer})
+    text = peer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if name == "chatml":
+        text = text[text.index("<|im_start|>user") :]
+    want = peer.encode(text, add_special_tokens=False)
+    assert encode_pieces(tok, TEMPLATES[name].conversation(turns)) == want
 
 
 def test_ids_equal_those_of_the_rendered_text(tokenizer, llama3):
