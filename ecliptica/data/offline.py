@@ -94,7 +94,7 @@ def load(
     name = settings.template
     if name == "auto":
         name = fitting_template(tokenizer)
-    template = get_template(name, tokenizer)
+    template = get_template(name, tokenizer, settings.instruction_in)
 
     # A sequence may be no longer than the model's window, whatever the config allows.
     window = min(settings.max_tokens, config.max_position_embeddings)

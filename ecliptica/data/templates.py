@@ -5,7 +5,7 @@ which the tokenizer then never reads as one. Paper 4.1 (ITA), 4.2 (contrastive I
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.errors import InputError
 from model.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ class Control:
 
 
 Piece = Control | str
+PLACES = ("user", "system")  # where the alignment instruction may stand
 
 # Stands for the model's own end-of-sequence token, whatever it is called.
 EOS = Control("<end of sequence>")
@@ -33,6 +34,10 @@ class Template:
     end: str | None  # the end-of-turn token; None: the model's own end-of-sequence token
     before_end: str = ""  # text between the response and its end-of-turn token
     after_end: str = ""  # text between an end of turn and the next turn
+    # What stands before and behind a system text; None: this format has no place for one.
+    system_open: tuple[Piece, ...] | None = None
+    system_close: tuple[Piece, ...] = ()
+    instruction_in: str = "user"  # which of PLACES
 
 
 def _headers(role: str, newlines: str) -> tuple[Piece, ...]:
@@ -48,6 +53,8 @@ TEMPLATES = {
             _headers("user", "\n\n"),
             (Control("<|eot_id|>"), *_headers("assistant", "\n\n")),
             "<|eot_id|>",
+            system_open=_headers("system", "\n\n"),
+            system_close=(Control("<|eot_id|>"),),
         ),
         Template(
             "chatml",
@@ -56,6 +63,8 @@ TEMPLATES = {
             (Control("<|im_end|>"), "\n", Control("<|im_start|>"), "assistant\n"),
             "<|im_end|>",
             after_end="\n",
+            system_open=(Control("<|im_start|>"), "system\n"),
+            system_close=(Control("<|im_end|>"), "\n"),
         ),
         # As printed: one newline after each header, a newline before each end of turn, no BOS.
         Template(
@@ -74,6 +83,9 @@ TEMPLATES = {
             ("\n\n### Response:\n",),
             None,
             after_end="\n\n",
+            # Where Alpaca's preamble stands, before the first heading.
+            system_open=(),
+            system_close=("\n\n",),
         ),
     )
 }
@@ -92,8 +104,11 @@ def body(prompt: str, instruction: str | None = None, rejected: str | None = Non
     return text
 
 
-def get_template(name: str, tokenizer: Tokenizer) -> Template:
-    """The template of this name. Raises InputError: a control token the tokenizer does not have."""
+def get_template(name: str, tokenizer: Tokenizer, instruction_in: str = "user") -> Template:
+    """The template of this name, with the instruction in its user or system turn.
+
+    Raises InputError: a control token the tokenizer does not have, or no system turn.
+    """
     if name not in TEMPLATES:
         raise InputError(f"template: expected one of {', '.join(TEMPLATES)}, got {name!r}")
     template = TEMPLATES[name]
@@ -109,7 +124,22 @@ def get_template(name: str, tokenizer: Tokenizer) -> Template:
             f"template {name}: the model in {tokenizer.path} names no eos_token_id "
             "to end a response with"
         )
-    return template
+    return placed(template, instruction_in)
+
+
+def placed(template: Template, instruction_in: str) -> Template:
+    """The template with the instruction in another place. Raises InputError where it has none."""
+    if instruction_in not in PLACES:
+        raise InputError(
+            f"instruction_in: expected one of {', '.join(PLACES)}, got {instruction_in!r}"
+        )
+    if instruction_in == "system" and template.system_open is None:
+        able = [t.name for t in TEMPLATES.values() if t.system_open is not None]
+        raise InputError(
+            f"template {template.name}: it has no system turn for the instruction; use "
+            f"instruction_in=user or a template that has one: {', '.join(able)}"
+        )
+    return replace(template, instruction_in=instruction_in)
 
 
 def _absent(template: Template, tokenizer: Tokenizer) -> list[str]:
@@ -133,10 +163,14 @@ def render_context(
 ) -> tuple[Piece, ...]:
     """The pieces up to where the response begins.
 
-    The instruction stands in the last user turn, next to its prompt. turns: earlier (user,
-    assistant) texts; rejected: see `body`.
+    The instruction stands in the last user turn, next to its prompt, or in a system turn before
+    everything else, as the template has it. turns: earlier (user, assistant) texts; rejected: see
+    `body`.
     """
     pieces = [Control(template.bos)] if template.bos else []
+    if instruction is not None and template.instruction_in == "system":
+        pieces += [*template.system_open, instruction, *template.system_close]
+        instruction = None
     for user, assistant in turns:
         pieces += [*template.user_open, user, *template.user_close, assistant, template.before_end]
         pieces += [end_of_turn(template), template.after_end]

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ecliptica.config import choice, option, positive
-from ecliptica.data.templates import Template, as_text, get_template, render_context
+from ecliptica.data.templates import PLACES, Template, as_text, get_template, placed, render_context
+from ecliptica.evaluation import contrast
 from ecliptica.evaluation.answers import ends, generated
 from ecliptica.evaluation.divergences import between_instructions, kl_to_control
 from ecliptica.evaluation.questions import Question
@@ -27,6 +28,8 @@ from model.lora import adapters_off, load_adapter, merge_lora
 from model.tokenizer import Tokenizer, check_sizes, load_tokenizer
 from model.weights import load_model
 
+CONTRASTIVE = "contrastive"  # the base model by contrastive decoding
+SYSTEM_TURN = "system turn"  # the base model with the instruction in the system turn
 BASE = "prompting-only"  # the control: the base model under the same instructions
 TRAINED = "trained"
 # What an answer depends on beside the weights themselves, of every directory they come from.
@@ -51,6 +54,7 @@ class System:
     record: dict[str, Any] = field(default_factory=dict)  # how the trained part was made, if known
     directories: tuple[Path, ...] = field(default=(), compare=False)  # of weights, base first
     adapters: bool = True  # False: the same model with its adapter off
+    contrast: float = 0.0  # alpha of contrastive decoding of the instruction; 0: plain
 
     @property
     def window(self) -> int:
@@ -73,7 +77,10 @@ class System:
         text = ""
         if self.template:
             text = as_text(render_context(self.template, "{prompt}", "{instruction}"))
-        sha256.update(json.dumps([text, str(self.model.dtype), self.window]).encode())
+        depends = [text, str(self.model.dtype), self.window]
+        if self.contrast:
+            depends.append(f"contrast {self.contrast}")
+        sha256.update(json.dumps(depends).encode())
         return sha256.hexdigest()[:16]
 
     def key(self, question: Question) -> str:
@@ -108,7 +115,9 @@ class System:
         asked = missing[0].asked
         with ExitStack() as stack:
             stack.enter_context(self.switched())
-            if asked == "logp":
+            if self.contrast:
+                yield from self._contrasted(questions, missing, label)
+            elif asked == "logp":
                 yield from log_probs(self, missing, label)
             elif asked == "jsd":
                 yield from between_instructions(self, missing, label)
@@ -118,6 +127,21 @@ class System:
                 if control.model is not self.model:
                     stack.enter_context(control.switched())
                 yield from kl_to_control(self, missing, label, control)
+
+    def _contrasted(
+        self, questions: Sequence[Question], missing: Sequence[Question], label: str
+    ) -> Iterator[Answered]:
+        """The same by contrastive decoding, which has log-probs and answers."""
+        asked = missing[0].asked
+        if asked == "logp":
+            yield from contrast.log_probs(self, missing, label, self.contrast)
+        elif asked == "answer":
+            yield from contrast.generated(self, questions, missing, self.contrast)
+        else:
+            raise InputError(
+                f"--contrast: {CONTRASTIVE} has no {asked} here, only log-probs and answers; leave "
+                "it out of this suite"
+            )
 
 
 def _digest_directory(sha256, directory: Path) -> None:
@@ -142,6 +166,9 @@ class Options:
     dtype: str = choice("float32", ("float32", "bfloat16"), "what the model computes in")
     batch_tokens: int = positive(4096, "packed tokens a forward pass takes at most")
     device: str = choice("auto", ("auto", "cpu", "cuda"), "where it runs")
+    instruction_in: str | None = choice(
+        None, PLACES, "the turn that the instruction stands in", default_text="as trained, or user"
+    )
 
 
 def load_one(options: Options, **changes: str) -> System:
@@ -157,15 +184,20 @@ def load(
     dtype: str = "float32",
     batch_tokens: int = 4096,
     device: str = "auto",
+    instruction_in: str | None = None,
 ) -> System:
     """The system of a model directory, perhaps with an adapter.
 
-    Raises InputError for a template that the tokenizer lacks, or is not the one of the training.
+    instruction_in: a place for the instruction other than that of the training. Raises InputError
+    for a template that the tokenizer lacks, or is not the one of the training.
     """
     tokenizer = load_tokenizer(model)
     check_sizes(tokenizer, load_config(model), model)
-    chat = None if template == "none" else get_template(template, tokenizer)
     record = made_with(model, template, adapter)
+    chat = None
+    if template != "none":
+        place = instruction_in or record.get("instruction_in", "user")
+        chat = get_template(template, tokenizer, place)
     llama = load_model(model, getattr(torch, dtype), pick_device(device))
     directories = [Path(model)]
     if adapter:
@@ -228,14 +260,23 @@ class Compared(Options):
         repeat=True,
         metavar="LABEL=ADAPTER",
     )
+    contrast: float | None = positive(
+        None, "adds the control `contrastive`: the base model, contrastive decoding with this alpha"
+    )
+    system_turn: bool = option(
+        False, "adds the control `system turn`: the base model, the instruction in that turn"
+    )
 
     def check(self) -> None:
         labels = [label for label, _ in self.others()]
-        if len({*labels, BASE, TRAINED}) < len(labels) + 2:
+        own = (BASE, TRAINED, CONTRASTIVE, SYSTEM_TURN)
+        if len({*labels, *own}) < len(labels) + len(own):
             raise InputError(
                 f"--also: the labels {', '.join(labels)} must differ from one another and from "
-                f"{BASE}, {TRAINED}"
+                f"{', '.join(own)}"
             )
+        if self.contrast and self.template == "none":
+            raise InputError("--contrast: needs a template to tell the instruction by, not none")
 
     def others(self) -> list[tuple[str, str]]:
         """(label, adapter directory) of each --also."""
@@ -254,6 +295,9 @@ class Compared(Options):
 def compared(options: Compared) -> dict[str, System]:
     """{label: system}, the control first: the base model under the same instructions."""
     system = load_one(options)
+    if system.template:
+        # The control stands in the same place as what it is compared with.
+        options = replace(options, instruction_in=system.template.instruction_in)
     if options.adapter:
         systems = {BASE: system.without_adapter(), TRAINED: system}
     elif options.base:
@@ -262,6 +306,13 @@ def compared(options: Compared) -> dict[str, System]:
         systems = {BASE: system}
     for label, path in options.others():
         systems[label] = load_one(options, adapter=path)
+
+    # Controls that cost no training, of the base model.
+    base = systems[BASE]
+    if options.contrast:
+        systems[CONTRASTIVE] = replace(base, contrast=options.contrast)
+    if options.system_turn:
+        systems[SYSTEM_TURN] = replace(base, template=placed(base.template, "system"))
     return systems
 
 

@@ -11,7 +11,7 @@ import pytest
 from ecliptica.isd import __main__ as isd
 from ecliptica.isd.bank import Entry, load_bank, load_instructions, own_wording, referenced
 from ecliptica.isd.hard import assignment, hardest, read_scores
-from ecliptica.isd.pairs import pairs
+from ecliptica.isd.pairs import Pairing, pairs
 from model import cli
 from model.errors import InputError
 from tests.conftest import write_jsonl
@@ -62,7 +62,7 @@ def test_every_response_is_chosen_as_often_as_rejected_and_nothing_leaks(bank, h
         if hard
         else None
     )
-    made = pairs(bank, instructions, "train", rounds=2, scores=scores)
+    made = pairs(bank, instructions, "train", Pairing(rounds=2), scores)
     each = 80 * 10 * 2
     assert kinds(made) == {"sibling": each, "prompt": each} | ({"hard": each} if hard else {})
     chosen, rejected = Counter(p["chosen"] for p in made), Counter(p["rejected"] for p in made)
@@ -85,9 +85,9 @@ def test_every_response_is_chosen_as_often_as_rejected_and_nothing_leaks(bank, h
             else (other_id == prompt_id and other_name != name)
         )
     assert (
-        pairs(bank, instructions, "train", rounds=2, scores=scores)
+        pairs(bank, instructions, "train", Pairing(rounds=2), scores)
         == made
-        != pairs(bank, instructions, "train", seed=1, rounds=2, scores=scores)
+        != pairs(bank, instructions, "train", Pairing(seed=1, rounds=2), scores)
     )
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from ecliptica.config import option
-from ecliptica.evaluation import systems
+from ecliptica.evaluation import contrast, systems
 from ecliptica.evaluation.answers import SamplingOptions, ends
-from ecliptica.evaluation.given import context_of, parse
+from ecliptica.evaluation.given import Given, context_of, parse
 from ecliptica.evaluation.questions import Sampling
 from ecliptica.evaluation.scoring import Loaded
 from ecliptica.files import check_writable, read_records, write_lines
@@ -18,7 +18,7 @@ from model.generate import generate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SamplingOptions, systems.Options):
+class Options(SamplingOptions, contrast.ContrastOptions, systems.Options):
     data: str = option(..., "JSON lines in")
     out: str = option(..., "JSON lines out, in the same order")
 
@@ -32,6 +32,16 @@ def run(options: Options) -> None:
     check_writable(options.out, "--out")
     system = systems.load_one(options)
 
+    if options.contrast:
+        texts = contrasted(system, given, options)
+    else:
+        texts = plain(system, given, options)
+    write_lines(options.out, (line.record | {"text": text} for line, text in zip(given, texts)))
+    print(f"{options.out}: {len(given)} responses generated")
+
+
+def plain(system: Loaded, given: Sequence[Given], options: Options) -> list[str]:
+    """A text for every line. Raises InputError for one that does not fit the window."""
     contexts = [context_of(system, line) for line in given]
     room = system.window - options.max_new_tokens
     for line, context in zip(given, contexts):
@@ -40,9 +50,29 @@ def run(options: Options) -> None:
                 f"{line.where}: {len(context)} tokens and {options.max_new_tokens} new ones; "
                 f"the model's window is {system.window}"
             )
-    texts = respond(system, contexts, options.sampling)
-    write_lines(options.out, (line.record | {"text": text} for line, text in zip(given, texts)))
-    print(f"{options.out}: {len(given)} responses generated")
+    return respond(system, contexts, options.sampling)
+
+
+def contrasted(system: Loaded, given: Sequence[Given], options: Options) -> list[str]:
+    """The same by contrastive decoding; line n samples with seed + n."""
+    sampling = options.sampling
+    contexts = []
+    for line in given:
+        contexts.append(contrast.contexts_of(system, line.prompt, line.instruction))
+        contrast.check_room(system, line.where, contexts[-1], sampling.max_new_tokens)
+    texts = [""] * len(contexts)
+    instructed = [pair.instructed for pair in contexts]
+    for batch in by_length(instructed, sampling.max_new_tokens, system.batch_tokens // 2):
+        answers = contrast.generate(
+            system,
+            [contexts[number] for number in batch],
+            sampling,
+            [sampling.seed + number for number in batch],
+            options.contrast,
+        )
+        for number, ids in zip(batch, answers):
+            texts[number] = system.tokenizer.decode(ids)
+    return texts
 
 
 def respond(system: Loaded, contexts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
