@@ -42,7 +42,12 @@ def encode(
 
     def context_of(prompt):
         pieces = render_context(
-            template, prompt, preference.instruction, preference.turns, rejected
+            template,
+            prompt,
+            preference.instruction,
+            preference.turns,
+            rejected,
+            preference.rationale,
         )
         return encode_pieces(tokenizer, pieces)
 

@@ -91,16 +91,25 @@ TEMPLATES = {
 }
 
 
-def body(prompt: str, instruction: str | None = None, rejected: str | None = None) -> str:
+def body(
+    prompt: str,
+    instruction: str | None = None,
+    rejected: str | None = None,
+    rationale: str | None = None,
+) -> str:
     """The user's turn.
 
-    With `rejected`, contrastive ITA: the bad response is shown and the better one asked for.
+    With `rejected`, contrastive ITA: the bad response is shown, the reason of its rejection where
+    there is one, and the better one asked for.
     """
     text = prompt
     if instruction is not None:
         text = f"### Alignment Instruction:\n{instruction}\n\n### User Prompt:\n{prompt}"
     if rejected is not None:
-        text += f"\n\n### Rejected Response (Bad):\n{rejected}\n\n### What's expected instead?"
+        text += f"\n\n### Rejected Response (Bad):\n{rejected}"
+        if rationale is not None:
+            text += f"\n\n### Reason for the Rejection:\n{rationale}"
+        text += "\n\n### What's expected instead?"
     return text
 
 
@@ -160,12 +169,13 @@ def render_context(
     instruction: str | None = None,
     turns: Iterable[tuple[str, str]] = (),
     rejected: str | None = None,
+    rationale: str | None = None,
 ) -> tuple[Piece, ...]:
     """The pieces up to where the response begins.
 
     The instruction stands in the last user turn, next to its prompt, or in a system turn before
-    everything else, as the template has it. turns: earlier (user, assistant) texts; rejected: see
-    `body`.
+    everything else, as the template has it. turns: earlier (user, assistant) texts; rejected,
+    rationale: see `body`.
     """
     pieces = [Control(template.bos)] if template.bos else []
     if instruction is not None and template.instruction_in == "system":
@@ -174,7 +184,8 @@ def render_context(
     for user, assistant in turns:
         pieces += [*template.user_open, user, *template.user_close, assistant, template.before_end]
         pieces += [end_of_turn(template), template.after_end]
-    return (*pieces, *template.user_open, body(prompt, instruction, rejected), *template.user_close)
+    text = body(prompt, instruction, rejected, rationale)
+    return (*pieces, *template.user_open, text, *template.user_close)
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> list[int]:

@@ -6,14 +6,14 @@ the instruction removed, the prompt scrambled. Writes results.json, samples.json
 resumable) and table.md into --out.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from ecliptica.config import option
-from ecliptica.evaluation import statistics
+from ecliptica.evaluation import groups, statistics
 from ecliptica.evaluation.banks import (
     WordedOptions,
     grid_metrics,
@@ -22,6 +22,7 @@ from ecliptica.evaluation.banks import (
     some_of,
 )
 from ecliptica.evaluation.grid import CONTROLS, MEANT, Cross, Grid, interaction, read_square
+from ecliptica.evaluation.metrics import Metric
 from ecliptica.evaluation.questions import Question
 from ecliptica.evaluation.suites import Asked, Details, Study, Suite
 from ecliptica.evaluation.systems import is_base_of
@@ -36,6 +37,12 @@ class Options(WordedOptions):
     metrics: tuple[str, ...] = option(
         (), "which of the metrics, comma-separated", default_text="all"
     )
+    families: str = option(
+        "", "TOML of family = [ids]: values by family as well; shipped: the shipped one"
+    )
+    hold_out: tuple[str, ...] = option(
+        (), "ids that training left out: their values and those of the others apart"
+    )
 
 
 def prepare(options: Options) -> Study:
@@ -47,6 +54,13 @@ def prepare(options: Options) -> Study:
     crossed = load_crossed(options)
     wording = in_one_wording(options, crossed.instructions)
 
+    by_group = {}
+    if options.families:
+        by_group["by family"] = groups.families(options.families, list(wording))
+    if options.hold_out:
+        by_group["held out and trained"] = groups.apart(options.hold_out, list(wording))
+    falling_apart = [metrics[name] for name in chosen if metrics[name].parts]
+
     def crosses(condition: str) -> list[Cross]:
         return Grid(crossed.bank, crossed.entries, wording, condition).crosses
 
@@ -56,13 +70,19 @@ def prepare(options: Options) -> Study:
         metrics=[metrics[name] for name in chosen],
         part_names=list(wording),
         controls={condition: crosses(condition) for condition in dict.fromkeys(options.controls)},
-        details=partial(details, units),
+        details=partial(details, units, by_group, falling_apart),
         more_questions=partial(kl_of_first_trained, units),
     )
 
 
-def details(crosses: Sequence[Cross], asked: Asked) -> Details:
-    """The wording, the matrix of instruction against response, and the price in KL."""
+def details(
+    crosses: Sequence[Cross],
+    by_group: Mapping[str, groups.Groups],
+    falling_apart: Sequence[Metric],
+    asked: Asked,
+) -> Details:
+    """The wording, the matrix of instruction against response, groups of instructions, and the
+    price in KL."""
     grid = crosses[0].grid
     more = {
         "instructions": grid.names,
@@ -72,6 +92,16 @@ def details(crosses: Sequence[Cross], asked: Asked) -> Details:
             label: mean_interaction(crosses, own) for label, own in asked.answers.items()
         },
     }
+    tables = []
+    for title, members in by_group.items():
+        more[title] = {"groups": {name: list(ids) for name, ids in members.items()}}
+        for metric in falling_apart:
+            values = groups.measured(members, metric, crosses, grid.names, asked)
+            more[title][metric.name] = {
+                label: {name: asdict(interval) for name, interval in own.items()}
+                for label, own in values.items()
+            }
+            tables.append(groups.table(f"{metric.title}, {title}", values))
     notes = [f"{len(grid.names)} instructions, wording of the split."]
     for own in list(asked.answers.values())[1:2]:
         questions = own_references(crosses)
@@ -83,7 +113,7 @@ def details(crosses: Sequence[Cross], asked: Asked) -> Details:
             "Exact KL[trained || base] on the reference responses: "
             f"{kl['per_response']:.2f} nats a response, {kl['per_token']:.4f} a token."
         )
-    return Details(more, notes)
+    return Details(more, notes, tables)
 
 
 def mean_interaction(crosses: Sequence[Cross], answers) -> list[list[float]]:
