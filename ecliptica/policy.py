@@ -105,6 +105,7 @@ def response_rows(
         scores_S=batch.scores_S,
         kl_R=head.kl_S,
         ref_logp_R=head.ref_logp_S,
+        aside_S=batch.aside_S,
     )
 
 

@@ -188,6 +188,14 @@ def render_context(
     return (*pieces, *template.user_open, text, *template.user_close)
 
 
+WHY = "What is wrong with that answer?"
+
+
+def why_pieces(template: Template) -> tuple[Piece, ...]:
+    """The turn between a rejected response and the reason of its rejection."""
+    return (template.after_end, *template.user_open, WHY, *template.user_close)
+
+
 def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> list[int]:
     """Token ids: those of the rendered text, but no plain piece makes a control token."""
     parts = []
