@@ -83,9 +83,9 @@ def seed(default: Any, help: str) -> Any:
     return option(default, help, A_SEED)
 
 
-def choice(default: Any, choices: Sequence[str], help: str) -> Any:
+def choice(default: Any, choices: Sequence[str], help: str, **metadata: Any) -> Any:
     """One of a few words."""
-    return option(default, help, choices=tuple(choices))
+    return option(default, help, choices=tuple(choices), **metadata)
 
 
 def section(default: Callable[[], Any], variants: "Variants | None" = None) -> Any:

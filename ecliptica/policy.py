@@ -173,6 +173,7 @@ def response_rows(
         ref_logp_R=head.ref_logp_S,
         values_R=values_R,
         sampled=batch.sampled,
+        aside_S=batch.aside_S,
     )
 
 

@@ -39,21 +39,27 @@ class Encoded:
     # Of a labelled response: tokens that its context and another's response may have together.
     # 0: it is packed without a mismatched one.
     window: int = 0
+    # (what leads from the context to it, the reason of the rejection), where an objective reads it.
+    rationale: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     @property
     def tokens(self) -> int:
-        return len(self.context) + sum(map(len, self.responses))
+        return len(self.context) + sum(map(len, (*self.responses, *(self.rationale or ()))))
 
     @property
     def hidden_rows(self) -> int:
         """Distinct hidden rows that predict its responses: the context's last, which the responses
-        share, and all but the last of each response."""
-        return 1 + sum(len(response) - 1 for response in self.responses)
+        share, and all but the last of each response; a rationale has all of its own."""
+        own = len(self.rationale[1]) if self.rationale else 0
+        return 1 + sum(len(response) - 1 for response in self.responses) + own
 
     @property
     def key(self) -> str:
         """What the reference's cache knows it by: a digest of its token ids, nothing else."""
-        return hashlib.sha256(repr((self.context, self.responses)).encode()).hexdigest()[:32]
+        ids = (self.context, self.responses)
+        if self.rationale:
+            ids = (*ids, self.rationale)
+        return hashlib.sha256(repr(ids).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class PackedBatch:
     # needs them (kto). A pair's score is 1, or 0 if the step has no other context than its own.
     mismatched: "PackedBatch | None" = None
     sampled: Sampled | None = None  # of a rollout: what is known of its response tokens
+    aside_S: torch.Tensor | None = None  # which sequences are rationales; None: none is
 
     @property
     def num_sequences(self) -> int:
@@ -159,6 +166,7 @@ class Sequences:
     kl_S: torch.Tensor | None = None  # KL[policy || reference], summed over the positions
     ref_logp_S: torch.Tensor | None = None
     rewards_S: torch.Tensor | None = None
+    aside_S: torch.Tensor | None = None  # which are rationales, behind the responses; None: none
 
     @property
     def chosen_P(self) -> torch.Tensor:
@@ -186,6 +194,7 @@ class Rows:
     values_R: torch.Tensor | None = None  # the critic's, of the state before each response token
     rewards_S: torch.Tensor | None = None  # a reward model's, of each whole response
     sampled: Sampled | None = None  # of a rollout
+    aside_S: torch.Tensor | None = None  # which sequences are rationales; None: none is
 
     @property
     def tokens_S(self) -> torch.Tensor:
@@ -212,6 +221,7 @@ class Rows:
             kl_S=summed(self.kl_R),
             ref_logp_S=summed(self.ref_logp_R),
             rewards_S=self.rewards_S,
+            aside_S=self.aside_S,
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ecliptica.data import formats
 from ecliptica.data.packing import encode, pack
-from ecliptica.data.templates import Template
+from ecliptica.data.templates import Template, encode_pieces, response_pieces, why_pieces
 from ecliptica.objectives.contract import NOTHING_MORE, Needs
 from ecliptica.schema import Counts, Encoded, PackedBatch, Preference
 from model.errors import InputError
@@ -40,6 +40,8 @@ def load_examples(
         if not config.use_instruction:
             preference = replace(preference, instruction=None)
         example = encode(preference, tokenizer, template, config, counts, responses)
+        if example is not None and needs.rationale:
+            example = with_rationale(example, preference, tokenizer, template, config)
         if example is not None:
             examples.append(example)
     if not examples:
@@ -47,11 +49,32 @@ def load_examples(
             f"{path or config.format}: none of {len(preferences)} preferences fits "
             f"data.max_tokens={config.max_tokens}; raise it or shorten the data"
         )
+    if needs.rationale and not any(example.rationale for example in examples):
+        raise InputError(
+            f"{path or config.format}: no line has a 'rationale' that fits, and "
+            "objective.rationale_weight trains on it; leave the key out or give the reasons"
+        )
     if needs.labelled:
         examples = [replace(example, window=config.max_tokens) for example in examples]
         if split == "train":
             check_labels(examples, path or config.format)
     return examples, counts
+
+
+def with_rationale(
+    example: Encoded, preference: Preference, tokenizer: Tokenizer, template: Template, config: Any
+) -> Encoded:
+    """The example with the reason of its rejection behind the rejected response, cut to what
+    room is left; as it is where there is none."""
+    if preference.rationale is None:
+        return example
+    why = encode_pieces(tokenizer, why_pieces(template))
+    lead = (*example.responses[1], *why)
+    text = encode_pieces(tokenizer, response_pieces(template, preference.rationale))
+    room = config.max_tokens - len(example.context) - len(lead)
+    if room < 1:
+        return example
+    return replace(example, rationale=(lead, tuple(text[:room])))
 
 
 # Labelled responses

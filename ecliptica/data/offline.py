@@ -127,7 +127,7 @@ def language(model_path: str, settings: DataConfig) -> tuple[Any, Template, int]
 
     # A sequence may be no longer than the model's window, whatever the config allows.
     window = min(settings.max_tokens, config.max_position_embeddings)
-    return tokenizer, get_template(name, tokenizer), window
+    return tokenizer, get_template(name, tokenizer, settings.instruction_in), window
 
 
 def fitting_template(tokenizer: Any) -> str:

@@ -42,7 +42,12 @@ def encode(
 
     def context_of(prompt):
         pieces = render_context(
-            template, prompt, preference.instruction, preference.turns, rejected
+            template,
+            prompt,
+            preference.instruction,
+            preference.turns,
+            rejected,
+            preference.rationale,
         )
         return encode_pieces(tokenizer, pieces)
 
@@ -90,6 +95,7 @@ def pack(examples: Sequence[Encoded]) -> PackedBatch:
     targets = []
     segments = []
     owners = []
+    asides = []  # whether a sequence is a rationale
     scores = []
 
     def add(ids, first_position, document, branch):
@@ -113,7 +119,19 @@ def pack(examples: Sequence[Encoded]) -> PackedBatch:
             targets += response
             segments += [len(owners)] * len(response)
             owners.append(document)
+            asides.append(False)
         scores += example.scores
+        if example.rationale:
+            # A branch of its own, of which the end alone is predicted.
+            lead, text = example.rationale
+            first = len(tokens) + len(lead) - 1
+            add((*lead, *text), len(example.context), document, len(example.responses) + 1)
+            rows += range(first, first + len(text))
+            targets += text
+            segments += [len(owners)] * len(text)
+            owners.append(document)
+            asides.append(True)
+            scores.append(0.0)
     return PackedBatch(
         tokens_T=_ids(tokens),
         positions_T=_ids(positions),
@@ -126,6 +144,7 @@ def pack(examples: Sequence[Encoded]) -> PackedBatch:
         scores_S=torch.tensor(scores, dtype=torch.float32),
         ids=tuple(example.id for example in examples),
         keys=tuple(example.key for example in examples),
+        aside_S=torch.tensor(asides) if any(asides) else None,
     )
 
 

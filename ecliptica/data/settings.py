@@ -20,3 +20,6 @@ class DataConfig:
     on_error: str = choice("stop", ("stop", "skip"), "at a bad line; skip: count it and go on")
     contrastive: bool = option(False, "paper 4.2: the context shows the rejected response")
     use_instruction: bool = option(True, "false: train without the alignment instruction")
+    instruction_in: str = choice(
+        "user", ("user", "system"), "the turn of the chat template that it stands in"
+    )

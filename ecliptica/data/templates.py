@@ -5,7 +5,7 @@ which the tokenizer then never reads as one. Paper 4.1 (ITA), 4.2 (contrastive I
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.errors import InputError
 from model.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ class Control:
 
 
 Piece = Control | str
+PLACES = ("user", "system")  # where the alignment instruction may stand
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Template:
     end: str | None  # the end-of-turn token; None: the model's own end-of-sequence token
     before_end: str = ""  # text between the response and its end-of-turn token
     after_end: str = ""  # text between an end of turn and the next turn
+    # What stands before and behind a system text; None: this format has no place for one.
+    system_open: tuple[Piece, ...] | None = None
+    system_close: tuple[Piece, ...] = ()
+    instruction_in: str = "user"  # which of PLACES
 
     def conversation(self, turns: Sequence[Turn]) -> tuple[Piece, ...]:
         """The pieces up to where the answer to the last turn begins; see `history`."""
@@ -63,6 +68,8 @@ TEMPLATES = {
             _headers("user", "\n\n"),
             (Control("<|eot_id|>"), *_headers("assistant", "\n\n")),
             "<|eot_id|>",
+            system_open=_headers("system", "\n\n"),
+            system_close=(Control("<|eot_id|>"),),
         ),
         Template(
             "chatml",
@@ -71,6 +78,8 @@ TEMPLATES = {
             (Control("<|im_end|>"), "\n", Control("<|im_start|>"), "assistant\n"),
             "<|im_end|>",
             after_end="\n",
+            system_open=(Control("<|im_start|>"), "system\n"),
+            system_close=(Control("<|im_end|>"), "\n"),
         ),
         # As printed: one newline after each header, a newline before each end of turn, no BOS.
         Template(
@@ -89,21 +98,33 @@ TEMPLATES = {
             ("\n\n### Response:\n",),
             None,
             after_end="\n\n",
+            # Where Alpaca's preamble stands, before the first heading.
+            system_open=(),
+            system_close=("\n\n",),
         ),
     )
 }
 
 
-def body(prompt: str, instruction: str | None = None, rejected: str | None = None) -> str:
+def body(
+    prompt: str,
+    instruction: str | None = None,
+    rejected: str | None = None,
+    rationale: str | None = None,
+) -> str:
     """The user's turn.
 
-    With `rejected`, contrastive ITA: the bad response is shown and the better one asked for.
+    With `rejected`, contrastive ITA: the bad response is shown, the reason of its rejection where
+    there is one, and the better one asked for.
     """
     text = prompt
     if instruction is not None:
         text = f"### Alignment Instruction:\n{instruction}\n\n### User Prompt:\n{prompt}"
     if rejected is not None:
-        text += f"\n\n### Rejected Response (Bad):\n{rejected}\n\n### What's expected instead?"
+        text += f"\n\n### Rejected Response (Bad):\n{rejected}"
+        if rationale is not None:
+            text += f"\n\n### Reason for the Rejection:\n{rationale}"
+        text += "\n\n### What's expected instead?"
     return text
 
 
@@ -115,8 +136,11 @@ def history(turns: Iterable[Turn]) -> tuple[tuple[str, str], ...]:
     return tuple((body(turn.prompt, turn.instruction), turn.answer) for turn in turns)
 
 
-def get_template(name: str, tokenizer: Tokenizer) -> Template:
-    """The template of this name. Raises InputError: a control token the tokenizer does not have."""
+def get_template(name: str, tokenizer: Tokenizer, instruction_in: str = "user") -> Template:
+    """The template of this name, with the instruction in its user or system turn.
+
+    Raises InputError: a control token the tokenizer does not have, or no system turn.
+    """
     if name not in TEMPLATES:
         raise InputError(f"template: expected one of {', '.join(TEMPLATES)}, got {name!r}")
     template = TEMPLATES[name]
@@ -132,7 +156,22 @@ def get_template(name: str, tokenizer: Tokenizer) -> Template:
             f"template {name}: the model in {tokenizer.path} names no eos_token_id "
             "to end a response with"
         )
-    return template
+    return placed(template, instruction_in)
+
+
+def placed(template: Template, instruction_in: str) -> Template:
+    """The template with the instruction in another place. Raises InputError where it has none."""
+    if instruction_in not in PLACES:
+        raise InputError(
+            f"instruction_in: expected one of {', '.join(PLACES)}, got {instruction_in!r}"
+        )
+    if instruction_in == "system" and template.system_open is None:
+        able = [t.name for t in TEMPLATES.values() if t.system_open is not None]
+        raise InputError(
+            f"template {template.name}: it has no system turn for the instruction; use "
+            f"instruction_in=user or a template that has one: {', '.join(able)}"
+        )
+    return replace(template, instruction_in=instruction_in)
 
 
 def _absent(template: Template, tokenizer: Tokenizer) -> list[str]:
@@ -153,17 +192,31 @@ def render_context(
     instruction: str | None = None,
     turns: Iterable[tuple[str, str]] = (),
     rejected: str | None = None,
+    rationale: str | None = None,
 ) -> tuple[Piece, ...]:
     """The pieces up to where the response begins.
 
-    The instruction stands in the last user turn, next to its prompt. turns: earlier (user,
-    assistant) texts; rejected: see `body`.
+    The instruction stands in the last user turn, next to its prompt, or in a system turn before
+    everything else, as the template has it. turns: earlier (user, assistant) texts; rejected,
+    rationale: see `body`.
     """
     pieces = [Control(template.bos)] if template.bos else []
+    if instruction is not None and template.instruction_in == "system":
+        pieces += [*template.system_open, instruction, *template.system_close]
+        instruction = None
     for user, assistant in turns:
         pieces += [*template.user_open, user, *template.user_close, assistant, template.before_end]
         pieces += [end_of_turn(template), template.after_end]
-    return (*pieces, *template.user_open, body(prompt, instruction, rejected), *template.user_close)
+    text = body(prompt, instruction, rejected, rationale)
+    return (*pieces, *template.user_open, text, *template.user_close)
+
+
+WHY = "What is wrong with that answer?"
+
+
+def why_pieces(template: Template) -> tuple[Piece, ...]:
+    """The turn between a rejected response and the reason of its rejection."""
+    return (template.after_end, *template.user_open, WHY, *template.user_close)
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> list[int]:

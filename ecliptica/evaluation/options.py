@@ -4,11 +4,14 @@ mistyped flag do not wait for torch. What is done with them: systems.py, answers
 from dataclasses import dataclass
 
 from ecliptica.config import Rule, choice, not_negative, option, positive, seed
+from ecliptica.data.templates import PLACES
 from ecliptica.evaluation.questions import Sampling
 from model.errors import InputError
 
 BASE = "prompting-only"  # the control: the base model under the same instructions
 TRAINED = "trained"
+CONTRASTIVE = "contrastive"  # the base model by contrastive decoding
+SYSTEM_TURN = "system turn"  # the base model with the instruction in the system turn
 A_MASS = Rule("a share above 0, up to 1", lambda value: 0 < value <= 1)
 
 
@@ -22,6 +25,9 @@ class Options:
     dtype: str = choice("float32", ("float32", "bfloat16"), "what the model computes in")
     batch_tokens: int = positive(4096, "packed tokens a forward pass takes at most")
     device: str = choice("auto", ("auto", "cpu", "cuda"), "where it runs")
+    instruction_in: str | None = choice(
+        None, PLACES, "the turn that the instruction stands in", default_text="as trained, or user"
+    )
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,23 @@ class Compared(Options):
         repeat=True,
         metavar="LABEL=ADAPTER",
     )
+    contrast: float | None = positive(
+        None, "adds the control `contrastive`: the base model, contrastive decoding with this alpha"
+    )
+    system_turn: bool = option(
+        False, "adds the control `system turn`: the base model, the instruction in that turn"
+    )
 
     def check(self) -> None:
         labels = [label for label, _ in self.others()]
-        if len({*labels, BASE, TRAINED}) < len(labels) + 2:
+        own = (BASE, TRAINED, CONTRASTIVE, SYSTEM_TURN)
+        if len({*labels, *own}) < len(labels) + len(own):
             raise InputError(
                 f"--also: the labels {', '.join(labels)} must differ from one another and from "
-                f"{BASE}, {TRAINED}"
+                f"{', '.join(own)}"
             )
+        if self.contrast and self.template == "none":
+            raise InputError("--contrast: needs a template to tell the instruction by, not none")
 
     def others(self) -> list[tuple[str, str]]:
         """(label, adapter directory) of each --also."""
@@ -59,6 +74,15 @@ class Compared(Options):
                 )
             pairs.append((label, path))
         return pairs
+
+
+@dataclass(frozen=True)
+class ContrastOptions:
+    """The option of commands that ask one system."""
+
+    contrast: float = not_negative(
+        0.0, "alpha of contrastive decoding: logits (I, x) + alpha (logits (I, x) - logits (x))"
+    )
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,18 @@ from typing import Any
 
 import torch
 
-from ecliptica.data.templates import Template, as_text, get_template, render_context
+from ecliptica.data.templates import Template, as_text, get_template, placed, render_context
+from ecliptica.evaluation import contrast
 from ecliptica.evaluation.answers import ends, generated
 from ecliptica.evaluation.divergences import between_instructions, kl_to_control
-from ecliptica.evaluation.options import BASE, TRAINED, Compared, Options
+from ecliptica.evaluation.options import (
+    BASE,
+    CONTRASTIVE,
+    SYSTEM_TURN,
+    TRAINED,
+    Compared,
+    Options,
+)
 from ecliptica.evaluation.questions import Answered, Question
 from ecliptica.evaluation.scoring import log_probs
 from ecliptica.record import RECORD, base_adapter, read_record
@@ -49,6 +57,7 @@ class System:
     record: dict[str, Any] = field(default_factory=dict)  # how the trained part was made, if known
     directories: tuple[Path, ...] = field(default=(), compare=False)  # of weights, base first
     adapters: bool = True  # False: the same model with its adapter off
+    contrast: float = 0.0  # alpha of contrastive decoding of the instruction; 0: plain
 
     @property
     def window(self) -> int:
@@ -71,7 +80,10 @@ class System:
         text = ""
         if self.template:
             text = as_text(render_context(self.template, "{prompt}", "{instruction}"))
-        sha256.update(json.dumps([text, str(self.model.dtype), self.window]).encode())
+        depends = [text, str(self.model.dtype), self.window]
+        if self.contrast:
+            depends.append(f"contrast {self.contrast}")
+        sha256.update(json.dumps(depends).encode())
         return sha256.hexdigest()[:16]
 
     def key(self, question: Question) -> str:
@@ -106,7 +118,9 @@ class System:
         asked = missing[0].asked
         with ExitStack() as stack:
             stack.enter_context(self.switched())
-            if asked == "logp":
+            if self.contrast:
+                yield from self._contrasted(questions, missing, label)
+            elif asked == "logp":
                 yield from log_probs(self, missing, label)
             elif asked == "jsd":
                 yield from between_instructions(self, missing, label)
@@ -116,6 +130,21 @@ class System:
                 if control.model is not self.model:
                     stack.enter_context(control.switched())
                 yield from kl_to_control(self, missing, label, control)
+
+    def _contrasted(
+        self, questions: Sequence[Question], missing: Sequence[Question], label: str
+    ) -> Iterator[Answered]:
+        """The same by contrastive decoding, which has log-probs and answers."""
+        asked = missing[0].asked
+        if asked == "logp":
+            yield from contrast.log_probs(self, missing, label, self.contrast)
+        elif asked == "answer":
+            yield from contrast.generated(self, questions, missing, self.contrast)
+        else:
+            raise InputError(
+                f"--contrast: {CONTRASTIVE} has no {asked} here, only log-probs and answers; leave "
+                "it out of this suite"
+            )
 
 
 def _digest_directory(sha256, directory: Path) -> None:
@@ -143,15 +172,20 @@ def load(
     dtype: str = "float32",
     batch_tokens: int = 4096,
     device: str = "auto",
+    instruction_in: str | None = None,
 ) -> System:
     """The system of a model directory, perhaps with an adapter.
 
-    Raises InputError for a template that the tokenizer lacks, or is not the one of the training.
+    instruction_in: a place for the instruction other than that of the training. Raises InputError
+    for a template that the tokenizer lacks, or is not the one of the training.
     """
     tokenizer = load_tokenizer(model)
     check_sizes(tokenizer, load_config(model), model)
-    chat = None if template == "none" else get_template(template, tokenizer)
     record = made_with(model, template, adapter)
+    chat = None
+    if template != "none":
+        place = instruction_in or record.get("instruction_in", "user")
+        chat = get_template(template, tokenizer, place)
     llama = load_model(model, getattr(torch, dtype), pick_device(device))
     directories = [Path(model)]
     if adapter:
@@ -203,6 +237,9 @@ def is_base_of(control: Any, system: Any) -> bool:
 def compared(options: Compared) -> dict[str, System]:
     """{label: system}, the control first: the base model under the same instructions."""
     system = load_one(options)
+    if system.template:
+        # The control stands in the same place as what it is compared with.
+        options = replace(options, instruction_in=system.template.instruction_in)
     if options.adapter:
         systems = {BASE: system.without_adapter(), TRAINED: system}
     elif options.base:
@@ -211,4 +248,11 @@ def compared(options: Compared) -> dict[str, System]:
         systems = {BASE: system}
     for label, path in options.others():
         systems[label] = load_one(options, adapter=path)
+
+    # Controls that cost no training, of the base model.
+    base = systems[BASE]
+    if options.contrast:
+        systems[CONTRASTIVE] = replace(base, contrast=options.contrast)
+    if options.system_turn:
+        systems[SYSTEM_TURN] = replace(base, template=placed(base.template, "system"))
     return systems

@@ -24,7 +24,7 @@ from ecliptica.isd.bank import (
     own_wording,
 )
 from ecliptica.isd.hard import read_scores
-from ecliptica.isd.pairs import pairs
+from ecliptica.isd.pairs import DEFAULT, NEGATIVES, Pairing, pairs
 from model import cli
 from model.errors import InputError
 
@@ -55,6 +55,9 @@ class Build(Bank):
         "samples.jsonl of eval.py switch on the same split: adds the hardest wrong responses",
     )
     system: str | None = option(None, "whose scores", default_text="the last system in the file")
+    negatives: tuple[str, ...] = option(
+        DEFAULT, f"kinds of rejected responses, comma-separated: {', '.join(NEGATIVES)}"
+    )
     out: str = option(..., "JSON lines to write")
 
 
@@ -104,8 +107,10 @@ def run_build(options: Build, args: Namespace) -> None:
         scores, system = read_scores(options.scores, list(instructions), options.system)
         print(f"{options.scores}: hard negatives by the scores of {system or 'its one system'!r}")
     else:
-        print("no --scores: without hard negatives; siblings and prompt negatives in equal parts")
-    records = pairs(bank, instructions, options.split, options.seed, options.rounds, scores)
+        kinds = " and ".join(options.negatives)
+        print(f"no --scores: without hard negatives; {kinds} negatives in equal parts")
+    pairing = Pairing(options.seed, options.rounds, options.negatives)
+    records = pairs(bank, instructions, options.split, pairing, scores)
     write(options.out, records)
 
 

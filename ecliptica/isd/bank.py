@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 BANK = HERE / "bank"
 INSTRUCTIONS = HERE / "instructions.toml"
 MORE_INSTRUCTIONS = HERE / "more_instructions.toml"
+FAMILIES = HERE / "families.toml"
 SPLITS = ("train", "dev", "test")
 # Which wording of an instruction a split's contexts have, from 1, or the last where there are
 # fewer: with three wordings a test context never has one that was trained on.
@@ -54,6 +55,51 @@ def load_instructions(path: str | Path = INSTRUCTIONS) -> dict[str, Wordings]:
 def load_axes(path: str | Path = MORE_INSTRUCTIONS) -> dict[str, str | None]:
     """{instruction id: its axis}; None for an instruction that stands in no [axis] table."""
     return {name: axis for name, (_, axis) in _instructions(path).items()}
+
+
+def load_families(
+    path: str | Path = FAMILIES, instructions: Collection[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """{family: ids of its instructions}, in file order.
+
+    Raises InputError for an id that `instructions` has not, for one in two families, and for fewer
+    than two families.
+    """
+    families, owner = {}, {}
+    for family, ids in read_toml(path, "TOML of family = [instruction ids]").items():
+        families[family] = _wordings(path, family, ids)
+        for name in families[family]:
+            if name not in instructions:
+                raise InputError(
+                    f"{path}: {family}: no instruction {name!r}; there are "
+                    f"{', '.join(instructions)}"
+                )
+            if name in owner:
+                raise InputError(
+                    f"{path}: {name} is in two families, {owner[name]} and {family}; an "
+                    "instruction belongs to one"
+                )
+            owner[name] = family
+    if len(families) < 2:
+        raise InputError(f"{path}: {len(families)} families; contrasting them needs two")
+    return families
+
+
+def without(instructions: dict[str, Wordings], held_out: Collection[str]) -> dict[str, Wordings]:
+    """The instructions but those held out. Raises InputError for one that there is not, or where
+    fewer than two are left."""
+    for name in held_out:
+        if name not in instructions:
+            raise InputError(
+                f"data.isd_hold_out: no instruction {name!r}; there are {', '.join(instructions)}"
+            )
+    left = {name: texts for name, texts in instructions.items() if name not in held_out}
+    if len(left) < 2:
+        raise InputError(
+            f"data.isd_hold_out: leaves {len(left)} of {len(instructions)} instructions; "
+            "training needs at least two"
+        )
+    return left
 
 
 def own_wording(split: str, wordings: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from model.errors import InputError
 
 
 @dataclass(frozen=True)
-class Config(kl.KLConfig, terms.PreferenceConfig):
+class Config(kl.KLConfig, terms.PreferenceConfig, terms.RationaleConfig):
     """The section `objective` with objective.name = "cita"."""
 
     name: str = "cita"
@@ -40,9 +40,17 @@ RESPONSES = 2
 
 
 def needs(config: Config) -> Needs:
-    return Needs(reference=not config.reference_free, kl=kl.is_on(config))
+    return Needs(
+        reference=not config.reference_free,
+        kl=kl.is_on(config),
+        rationale=config.rationale_weight > 0,
+    )
 
 
 def loss(rows: Rows, config: Config, step: Step) -> Terms:
-    preference = terms.preference(rows.sequences(), config, config.reference_free)
-    return terms.combine(preference, kl.term(rows, config, step))
+    sequences = rows.sequences()
+    return terms.combine(
+        terms.preference(sequences, config, config.reference_free),
+        terms.rationale(sequences, config),
+        kl.term(rows, config, step),
+    )

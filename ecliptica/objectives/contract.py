@@ -19,6 +19,7 @@ class Needs:
     # Every response an example of its own, good (score 1) or not (score 0), and beside each batch
     # the same contexts with the responses of others: batch.mismatched.
     labelled: bool = False
+    rationale: bool = False  # the reason of the rejection as one more sequence: aside_S says which
 
     @property
     def frozen_model(self) -> bool:

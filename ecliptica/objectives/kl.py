@@ -85,9 +85,12 @@ def weight(config: KLConfig, step: Step) -> float:
 
 
 def total(rows: Rows, config: Any) -> torch.Tensor:
-    """The sum over the batch's preferences, in nats, by the config's mode."""
+    """The sum over the batch's preferences, in nats, by the config's mode; of responses alone."""
     how = mode(config)
-    return rows.per_sequence(how.per_token(rows)).sum() * how.share
+    kl_S = rows.per_sequence(how.per_token(rows))
+    if rows.aside_S is not None:
+        kl_S = kl_S[~rows.aside_S]
+    return kl_S.sum() * how.share
 
 
 def term(rows: Rows, config: KLConfig, step: Step) -> Terms:

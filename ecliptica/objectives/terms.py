@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ecliptica.config import choice, option, positive
+from ecliptica.config import choice, not_negative, option, positive
 from ecliptica.objectives.contract import Terms
 from ecliptica.schema import Sequences
 
@@ -18,6 +18,15 @@ class PreferenceConfig:
     beta: float = positive(0.1, "inverse temperature of the margin")
     logp: str = choice("sum", ("sum", "mean"), "of a response: mean is normalised by its length")
     reference_free: bool = option(False, "drop the reference's log-probs from the margin")
+
+
+@dataclass(frozen=True)
+class RationaleConfig:
+    """The key of the term on the reason of a rejection."""
+
+    rationale_weight: float = not_negative(
+        0.0, "of sft on the data's `rationale`, asked for behind the rejected response"
+    )
 
 
 def mean_logp(logp_S: torch.Tensor, sequences: Sequences) -> torch.Tensor:
@@ -92,6 +101,22 @@ def compared(
         "rewards/margins": margin_P.sum(),
         "rewards/accuracies": (margin_P > 0).float().sum(),
     }
+
+
+def rationale(sequences: Sequences, config: Any) -> Terms:
+    """-log pi(rationale | I, X, Y-, why), weighted; a preference without one adds nothing.
+
+    The model is asked, in the turn behind the rejected response, what is wrong with it. Nothing at
+    a weight of 0.
+    """
+    nothing = sequences.logp_S.new_zeros(())
+    if not config.rationale_weight:
+        return Terms(nothing, {})
+    if sequences.aside_S is None:
+        return Terms(nothing, {"rationale": nothing})
+    logp_S = sequence_logp(sequences.logp_S, sequences.tokens_S, config)
+    loss = -logp_S[sequences.aside_S].sum()
+    return Terms(config.rationale_weight * loss, {"rationale": loss.detach()})
 
 
 def weighted(weight: float, term: Terms) -> Terms:

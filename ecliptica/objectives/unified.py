@@ -12,7 +12,7 @@ from ecliptica.schema import Rows
 
 
 @dataclass(frozen=True)
-class Config(kl.KLConfig, terms.PreferenceConfig):
+class Config(kl.KLConfig, terms.PreferenceConfig, terms.RationaleConfig):
     """The section `objective` with objective.name = "unified"."""
 
     name: str = "unified"
@@ -24,7 +24,11 @@ RESPONSES = 2
 
 
 def needs(config: Config) -> Needs:
-    return Needs(reference=not config.reference_free, kl=kl.is_on(config))
+    return Needs(
+        reference=not config.reference_free,
+        kl=kl.is_on(config),
+        rationale=config.rationale_weight > 0,
+    )
 
 
 def loss(rows: Rows, config: Config, step: Step) -> Terms:
@@ -33,5 +37,6 @@ def loss(rows: Rows, config: Config, step: Step) -> Terms:
     return terms.combine(
         terms.weighted(config.preference_weight, preference),
         terms.sft(sequences, config),
+        terms.rationale(sequences, config),
         kl.term(rows, config, step),
     )

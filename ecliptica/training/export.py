@@ -33,6 +33,7 @@ def record(config: Config, template: Template, steps: int) -> dict[str, Any]:
     objective = config.objective
     return {
         "template": template.name,
+        "instruction_in": template.instruction_in,
         "template_text": text,
         "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "base_model": _absolute(config.model.path),
@@ -40,6 +41,7 @@ def record(config: Config, template: Template, steps: int) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "objective": objective.name,
         "settings": asdict(objective),
+        "held_out": list(getattr(config.data, "isd_hold_out", ())),
         "steps": steps,
         "ablation": kl.is_ablation(objective),
         "seed": config.training.seed,

@@ -8,10 +8,18 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from ecliptica.data.formats import isd as isd_format
 from ecliptica.isd import __main__ as isd
-from ecliptica.isd.bank import Entry, load_bank, load_instructions, own_wording, referenced
+from ecliptica.isd.bank import (
+    Entry,
+    load_bank,
+    load_families,
+    load_instructions,
+    own_wording,
+    referenced,
+)
 from ecliptica.isd.hard import assignment, hardest, read_scores
-from ecliptica.isd.pairs import pairs
+from ecliptica.isd.pairs import Pairing, pairs
 from model import cli
 from model.errors import InputError
 from tests.conftest import write_jsonl
@@ -62,7 +70,7 @@ def test_every_response_is_chosen_as_often_as_rejected_and_nothing_leaks(bank, h
         if hard
         else None
     )
-    made = pairs(bank, instructions, "train", rounds=2, scores=scores)
+    made = pairs(bank, instructions, "train", Pairing(rounds=2), scores)
     each = 80 * 10 * 2
     assert kinds(made) == {"sibling": each, "prompt": each} | ({"hard": each} if hard else {})
     chosen, rejected = Counter(p["chosen"] for p in made), Counter(p["rejected"] for p in made)
@@ -85,9 +93,9 @@ def test_every_response_is_chosen_as_often_as_rejected_and_nothing_leaks(bank, h
             else (other_id == prompt_id and other_name != name)
         )
     assert (
-        pairs(bank, instructions, "train", rounds=2, scores=scores)
+        pairs(bank, instructions, "train", Pairing(rounds=2), scores)
         == made
-        != pairs(bank, instructions, "train", seed=1, rounds=2, scores=scores)
+        != pairs(bank, instructions, "train", Pairing(seed=1, rounds=2), scores)
     )
 
 
@@ -197,3 +205,89 @@ def test_build_says_whether_there_are_hard_negatives(bank, tmp_path, capsys):
     ):
         assert cli.run(isd.main, ["build", "--split", "dev", "--out", str(out), *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_random_negatives_are_of_any_other_prompt_and_balanced(bank):
+    instructions = load_instructions()
+    made = pairs(bank, instructions, "train", Pairing(negatives=("random",)))
+    assert kinds(made) == {"random": 800}
+    assert Counter(p["chosen"] for p in made) == Counter(p["rejected"] for p in made)
+    owner = {text: (e.id, name) for e in bank for name, text in e.responses.items()}
+    names = Counter()
+    for p in made:
+        prompt, name, _ = p["id"].split("/")
+        other_prompt, other_name = owner[p["rejected"]]
+        assert other_prompt != prompt
+        names[other_name == name] += 1
+    assert 0.05 < names[True] / 800 < 0.15, "one in ten has the same instruction by chance"
+
+    # What is asked for beside it is paired as without it.
+    both = pairs(bank, instructions, "train", Pairing(negatives=("sibling", "prompt", "random")))
+    plain = pairs(bank, instructions, "train")
+    without_it = {p["id"]: p for p in both if "/random-" not in p["id"]}
+    assert without_it == {p["id"]: p for p in plain}
+
+
+def test_an_instruction_is_drawn_from_each_family(bank):
+    instructions = load_instructions()
+    families = load_families(instructions=instructions)
+    assert sorted(name for ids in families.values() for name in ids) == sorted(instructions)
+    pairing = Pairing(families=families, rounds=3)
+    made = pairs(bank, instructions, "train", pairing)
+    assert kinds(made) == {"sibling": 3 * 80 * 4, "prompt": 3 * 80 * 4}
+    assert made == pairs(bank, instructions, "train", pairing)
+    family_of = {name: family for family, ids in families.items() for name in ids}
+    owner = {text: (e.id, name) for e in bank for name, text in e.responses.items()}
+    for p in made:
+        prompt, name, kind = p["id"].split("/")
+        other_prompt, other = owner[p["rejected"]]
+        if kind.startswith("sibling"):
+            assert other_prompt == prompt and family_of[other] != family_of[name]
+        else:
+            assert other_prompt != prompt and family_of[other] == family_of[name]
+    drawn = Counter(p["id"].split("/")[1] for p in made)
+    assert set(drawn) == set(instructions), "every member is drawn by and by"
+    assert Counter(p["chosen"] for p in made) == Counter(p["rejected"] for p in made)
+
+
+def test_held_out_instructions_are_in_no_pair_of_a_run(bank):
+    config = isd_format.Config(format="isd", isd_hold_out=("concise", "creative"))
+    made = isd_format.read_file("", config, "train")
+    assert len(made) == 80 * 8 * 2
+    instructions = load_instructions()
+    texts = {text for name in ("concise", "creative") for text in instructions[name]}
+    responses = {e.responses[n] for e in referenced(bank) for n in ("concise", "creative")}
+    for p in made:
+        assert p.instruction not in texts and not responses & set(p.responses)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"isd_hold_out": ("brief",)}, "data.isd_hold_out: no instruction 'brief'; there are"),
+        ({"isd_hold_out": ("liberal",), "isd_families": "shipped"}, "of the family open"),
+        ({"isd_families": "nowhere.toml"}, "nowhere.toml"),
+    ],
+)
+def test_bad_data_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        isd_format.read_file("", isd_format.Config(format="isd", **options), "train")
+
+
+def test_bad_negatives_and_families_are_named(tmp_path):
+    for negatives, message in (
+        (("sister",), "negatives: expected some of sibling, hard, prompt, random, got 'sister'"),
+        (("hard",), "negatives: hard ones are chosen by a model's scores"),
+        ((), "negatives: none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pairs(SMALL, INSTRUCTIONS, "train", Pairing(negatives=negatives))
+    path = tmp_path / "f.toml"
+    for text, message in (
+        ('a = ["x"]\nb = ["q"]', "b: no instruction 'q'; there are x, y, z"),
+        ('a = ["x"]\nb = ["x"]', "x is in two families, a and b"),
+        ('a = ["x"]', "1 families"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_families(path, INSTRUCTIONS)

@@ -4,16 +4,25 @@ data.train is a bank (a JSONL file or a directory; empty: the shipped one) and g
 its train split; data.eval those of the dev split, in that split's own wording.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ecliptica.config import option, positive, seed
 from ecliptica.data.formats import cita
 from ecliptica.data.settings import DataConfig
-from ecliptica.isd.bank import BANK, INSTRUCTIONS, load_bank, load_instructions
+from ecliptica.isd.bank import (
+    BANK,
+    FAMILIES,
+    INSTRUCTIONS,
+    load_bank,
+    load_families,
+    load_instructions,
+    without,
+)
 from ecliptica.isd.hard import read_scores
-from ecliptica.isd.pairs import pairs
+from ecliptica.isd.pairs import DEFAULT, Families, Pairing, pairs
 from ecliptica.schema import Preference
+from model.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,17 @@ class Config(DataConfig):
         "", "samples.jsonl of `eval.py switch --split train`: adds the hardest wrong responses"
     )
     isd_system: str = option("", "whose scores in that file; empty: the last")
+    isd_negatives: tuple[str, ...] = option(
+        DEFAULT, "kinds of rejected responses: sibling, hard (with isd_scores), prompt, random"
+    )
+    isd_families: str = option(
+        "", "TOML of family = [ids]: one instruction drawn from each; shipped: the shipped one"
+    )
+    isd_hold_out: tuple[str, ...] = option((), "ids of instructions to leave out of training")
+
+    def check(self) -> None:
+        """hard ones have a key of their own."""
+        Pairing(negatives=self.isd_negatives).kinds(self.isd_scores or None)
 
 
 def read_file(path: str, config: Config, split: str) -> Sequence[Preference]:
@@ -34,10 +54,33 @@ def read_file(path: str, config: Config, split: str) -> Sequence[Preference]:
 
     Hard negatives are for the train split alone, which the scores are of.
     """
-    instructions = load_instructions(config.isd_instructions or INSTRUCTIONS)
-    bank = load_bank(path or BANK, instructions)
+    everything = load_instructions(config.isd_instructions or INSTRUCTIONS)
+    bank = load_bank(path or BANK, everything)
+    instructions = without(everything, config.isd_hold_out)
     scores = None
+    negatives = config.isd_negatives
     if config.isd_scores and split == "train":
         scores, _ = read_scores(config.isd_scores, list(instructions), config.isd_system or None)
-    records = pairs(bank, instructions, split, config.isd_seed, config.isd_rounds, scores)
+    else:
+        negatives = [name for name in negatives if name != "hard"]
+    families = None
+    if config.isd_families:
+        place = FAMILIES if config.isd_families == "shipped" else config.isd_families
+        families = of_trained(load_families(place, everything), instructions, str(place))
+    pairing = Pairing(config.isd_seed, config.isd_rounds, negatives, families)
+    records = pairs(bank, instructions, split, pairing, scores)
     return [cita.read(record, record["id"]) for record in records]
+
+
+def of_trained(families: Families, instructions: Collection[str], where: str) -> Families:
+    """The families without the instructions that are held out. Raises InputError for one of which
+    nothing is left."""
+    left = {}
+    for family, members in families.items():
+        left[family] = [name for name in members if name in instructions]
+        if not left[family]:
+            raise InputError(
+                f"{where}: data.isd_hold_out leaves no instruction of the family {family}; take "
+                "the family out of the file"
+            )
+    return left

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ecliptica.config import option, positive
 from ecliptica.data.templates import encode_pieces, end_of_turn
-from ecliptica.evaluation import statistics, systems
+from ecliptica.evaluation import options, statistics, systems
 from ecliptica.evaluation.answers import ends
 from ecliptica.evaluation.given import Given, context_of, encode_response, parse
 from ecliptica.evaluation.scoring import Job, Scored, score_all
@@ -23,7 +23,7 @@ from model.generate import generate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(systems.Options):
+class Options(options.Options):
     reference: str | None = option(
         None, "model directory that the KL is taken to; none: --model without its adapter"
     )

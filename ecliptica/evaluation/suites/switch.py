@@ -12,14 +12,14 @@ asked of the trained systems alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ecliptica.config import Rule, option, seed
-from ecliptica.evaluation import design, statistics
+from ecliptica.evaluation import design, groups, statistics
 from ecliptica.evaluation.banks import (
     Crossed,
     WordedOptions,
@@ -29,6 +29,7 @@ from ecliptica.evaluation.banks import (
     some_of,
 )
 from ecliptica.evaluation.grid import CONTROLS, MEANT, Cross, Grid, interaction, read_columns
+from ecliptica.evaluation.metrics import Metric
 from ecliptica.evaluation.questions import Question
 from ecliptica.evaluation.suites import Asked, Details, Study, Suite
 from model.errors import InputError
@@ -54,6 +55,12 @@ class Options(WordedOptions):
     metrics: tuple[str, ...] = option(
         (), "which of the metrics, comma-separated", default_text="all"
     )
+    families: str = option(
+        "", "TOML of family = [ids]: values by family as well; shipped: the shipped one"
+    )
+    hold_out: tuple[str, ...] = option(
+        (), "ids that training left out: their values and those of the others apart"
+    )
 
 
 def prepare(options: Options) -> Study:
@@ -64,6 +71,12 @@ def prepare(options: Options) -> Study:
     wording = in_one_wording(options, crossed.instructions)
 
     asked = asked_of(options, crossed)
+    by_group = {}
+    if options.families:
+        by_group["by family"] = groups.families(options.families, list(wording))
+    if options.hold_out:
+        by_group["held out and trained"] = groups.apart(options.hold_out, list(wording))
+    falling_apart = [metrics[name] for name in chosen if metrics[name].parts]
 
     def crosses(condition: str) -> list[Cross]:
         return Grid(crossed.bank, crossed.entries, wording, condition, asked=asked).crosses
@@ -75,7 +88,7 @@ def prepare(options: Options) -> Study:
         part_names=list(wording),
         controls={condition: crosses(condition) for condition in conditions},
         controls_of_control=TRAINED_ONLY not in options.controls,
-        details=partial(details, units),
+        details=partial(details, units, by_group, falling_apart),
         more_questions=partial(kl_of_first_trained, units),
     )
 
@@ -108,8 +121,14 @@ def asked_of(options: Options, crossed: Crossed) -> dict[str, tuple[str, ...]] |
     return design.drawn(ids, names, each, options.design_seed)
 
 
-def details(crosses: Sequence[Cross], asked: Asked) -> Details:
-    """The wording, the matrix of instruction against response, and the price in KL."""
+def details(
+    crosses: Sequence[Cross],
+    by_group: Mapping[str, groups.Groups],
+    falling_apart: Sequence[Metric],
+    asked: Asked,
+) -> Details:
+    """The wording, the matrix of instruction against response, groups of instructions, and the
+    price in KL."""
     grid = crosses[0].grid
     more = {
         "instructions": grid.names,
@@ -118,6 +137,16 @@ def details(crosses: Sequence[Cross], asked: Asked) -> Details:
         "asked": {cross.entry.id: list(cross.asked) for cross in crosses if grid.asked},
         "interaction": mean_interactions(crosses, asked.answers),
     }
+    tables = []
+    for title, members in by_group.items():
+        more[title] = {"groups": {name: list(ids) for name, ids in members.items()}}
+        for metric in falling_apart:
+            values = groups.measured(members, metric, crosses, grid.names, asked)
+            more[title][metric.name] = {
+                label: {name: asdict(interval) for name, interval in own.items()}
+                for label, own in values.items()
+            }
+            tables.append(groups.table(f"{metric.title}, {title}", values))
     notes = [f"{len(grid.names)} instructions, wording of the split."]
     if grid.asked:
         notes.append(
@@ -135,7 +164,7 @@ def details(crosses: Sequence[Cross], asked: Asked) -> Details:
             "Exact KL[trained || base] on the reference responses: "
             f"{kl['per_response']:.2f} nats a response, {kl['per_token']:.4f} a token."
         )
-    return Details(more, notes)
+    return Details(more, notes, tables)
 
 
 def mean_interactions(
