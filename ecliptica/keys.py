@@ -31,17 +31,20 @@ def page() -> str:
 
 
 def recipe_tables() -> Iterator[str]:
-    """A table for each section; for `objective` and `data`, one for each variant with keys."""
+    """A table for each section; for `objective`, `reward` and `data`, one for each variant with
+    keys."""
     # Only now what takes seconds to import: --help does not wait for torch.
+    from ecliptica import rewards
     from ecliptica.data import formats
     from ecliptica.data.settings import DataConfig
     from ecliptica.objectives import configs
     from ecliptica.recipe import Config
 
+    variants = {"objective": configs, "reward": rewards.configs}
     for section in fields(Config):
-        if section.name == "objective":
-            for name, kind in configs().items():
-                yield section_of(f'`[objective]` with name = "{name}"', kind)
+        if section.name in variants:
+            for name, kind in variants[section.name]().items():
+                yield section_of(f'`[{section.name}]` with name = "{name}"', kind)
         elif section.name == "data":
             yield section_of("`[data]`", DataConfig)
             shared = {field.name for field in fields(DataConfig)}
