@@ -15,8 +15,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+BLOCK = 128  # tokens in a block of FlexAttention's mask
+# Shorter batches are padded for FlexAttention: one, two and more blocks would each be graphs of
+# their own, and with three kinds of gradient exceed the compiler's budget of eight.
+LEAST_TOKENS = 3 * BLOCK
 ROWS_OF_A_CALL = 8  # prompts or responses in one call of SDPA
 
 # attend(layer, q_THE, k_TKE, v_TKE) -> out_THE
@@ -192,6 +196,64 @@ def _rows(x_TKE: torch.Tensor, index_NL: torch.Tensor, heads: int) -> torch.Tens
     return x_NLKE.repeat_interleave(heads // x_TKE.shape[1], dim=2).transpose(1, 2)
 
 
+def padded(document_T: torch.Tensor, branch_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two of a batch with at least LEAST_TOKENS: what is added is a document of its own."""
+    missing = LEAST_TOKENS - document_T.numel()
+    if missing <= 0:
+        return document_T, branch_T
+    new = int(document_T[-1]) + 1
+    return F.pad(document_T, (0, missing), value=new), F.pad(branch_T, (0, missing))
+
+
+def block_mask(document_T: torch.Tensor, branch_T: torch.Tensor) -> BlockMask:
+    """Which blocks of keys each block of queries sees in part and as a whole, from where prompts
+    and responses begin and end: nothing of size T x T is made."""
+    T = document_T.numel()
+    document, branch = document_T.cpu(), branch_T.cpu()
+
+    # A run is the head, a prompt or a response.
+    changes = document.diff().ne(0) | branch.diff().ne(0)
+    run_T = torch.cat((document.new_zeros(1), changes.cumsum(0)))
+    length_N = torch.bincount(run_T)
+    first_N = length_N.cumsum(0) - length_N
+    of_document_N, of_branch_N = document[first_N], branch[first_N]
+
+    # Of each block B of tokens, how many are of run N; then how many are of a run that N sees: the
+    # head, its own prompt, itself.
+    blocks = -(-T // BLOCK)
+    tokens_NB = torch.zeros(len(length_N), blocks)
+    block_T = torch.arange(T) // BLOCK
+    tokens_NB.index_put_((run_T, block_T), torch.ones(T), accumulate=True)
+    same_NN = of_document_N[:, None] == of_document_N
+    own_NN = (of_branch_N == 0) | (of_branch_N[:, None] == of_branch_N)
+    sees_NN = (same_NN & own_NN) | (of_document_N < 0)
+    seen_NB = sees_NN.float() @ tokens_NB
+
+    # A block of queries sees a block of keys if any of its runs sees a token of it, and the whole
+    # of it if all see all and it is a block before.
+    asks_BN = (tokens_NB > 0).float().T
+    some_BB = (asks_BN @ (seen_NB > 0).float() > 0).tril()
+    every_BB = (asks_BN @ (seen_NB < BLOCK).float() == 0).tril(-1)
+    if T % BLOCK:
+        every_BB[-1] = False
+    partial = _listed(some_BB & ~every_BB, document_T.device)
+    whole = _listed(every_BB, document_T.device)
+
+    def rule(batch, head, query, key):
+        return visible(document_T, branch_T, query, key)
+
+    return BlockMask.from_kv_blocks(
+        *partial, *whole, BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(T, T)
+    )
+
+
+def _listed(some_BB: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(how many, which ones first) of each row, as BlockMask wants them."""
+    count_B = some_BB.sum(1, dtype=torch.int32)
+    order_BB = some_BB.int().argsort(dim=1, descending=True, stable=True).to(torch.int32)
+    return count_B[None, None].to(device), order_BB[None, None].to(device)
+
+
 class FlexPacked:
     """FlexAttention: the mask is a rule over blocks, nothing of size T x T is stored.
 
@@ -199,22 +261,22 @@ class FlexPacked:
     """
 
     def __init__(self, document_T: torch.Tensor, branch_T: torch.Tensor) -> None:
-        def rule(batch, head, query, key):
-            return visible(document_T, branch_T, query, key)
-
-        tokens = document_T.numel()
-        self.block_mask = create_block_mask(
-            rule, None, None, tokens, tokens, device=document_T.device
-        )
+        self.tokens = document_T.numel()
+        document_T, branch_T = padded(document_T, branch_T)
+        self.added = document_T.numel() - self.tokens
+        self.block_mask = block_mask(document_T, branch_T)
 
     def __call__(
         self, layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor
     ) -> torch.Tensor:
         """The attention of all tokens, [T, H, E]."""
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THE, k_TKE, v_TKE))
+        of_heads = (q_THE, k_TKE, v_TKE)
+        if self.added:
+            of_heads = tuple(F.pad(x, (0, 0, 0, 0, 0, self.added)) for x in of_heads)
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in of_heads)
         attend = _compiled_flex() if q.is_cuda else flex_attention
         out_1HTE = attend(q, k, v, block_mask=self.block_mask, enable_gqa=True)
-        return out_1HTE[0].transpose(0, 1)
+        return out_1HTE[0].transpose(0, 1)[: self.tokens]
 
 
 @cache

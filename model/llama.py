@@ -8,7 +8,7 @@ H heads, K kv heads, E head width, V vocabulary.
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from torch.utils.checkpoint import (
 from model import cpu_layers
 from model.attention import Attend
 from model.config import LlamaConfig
+from model.lora_shared import LowRank, shared_products
 
 TRITON = importlib.util.find_spec("triton") is not None  # it has no wheel for every platform
 if TRITON:
@@ -102,6 +103,20 @@ class Linear(nn.Module):
         if bias is not None:
             bias = bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
+
+    def low_rank(self, x: torch.Tensor) -> LowRank | None:
+        """Its low-rank update: it has none (model/lora_layer.py)."""
+        return None
+
+
+def project(layers: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
+    """One input through several linear layers; low-rank updates share what they can."""
+    updates = [layer.low_rank(x) for layer in layers]
+    shared = [update for update in updates if update is not None]
+    if len(shared) < 2:
+        return [layer(x) for layer in layers]
+    results = iter(shared_products(x, shared))
+    return [layer(x) if update is None else next(results) for layer, update in zip(layers, updates)]
 
 
 class RMSNorm(nn.Module):
@@ -190,9 +205,8 @@ class Attention(nn.Module):
 
     def heads(self, x_TD: torch.Tensor, rope: Rope) -> Heads:
         """q, k and v of every token, q and k turned to their positions."""
-        q_THE = self.q_proj(x_TD).unflatten(-1, (-1, self.E))
-        k_TKE = self.k_proj(x_TD).unflatten(-1, (-1, self.E))
-        v_TKE = self.v_proj(x_TD).unflatten(-1, (-1, self.E))
+        of_heads = project((self.q_proj, self.k_proj, self.v_proj), x_TD)
+        q_THE, k_TKE, v_TKE = (y.unflatten(-1, (-1, self.E)) for y in of_heads)
         if self.q_norm is not None:
             q_THE = self.q_norm(q_THE)
             k_TKE = self.k_norm(k_TKE)
@@ -215,8 +229,7 @@ class MLP(nn.Module):
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         """[T, D] -> [T, D]."""
-        gate_TI = self.gate_proj(x_TD)
-        up_TI = self.up_proj(x_TD)
+        gate_TI, up_TI = project((self.gate_proj, self.up_proj), x_TD)
         if fused(x_TD):
             inner_TI = swiglu(gate_TI, up_TI)
         elif cpu_layers.suits(x_TD):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from model.llama import Active, Linear
+from model.lora_shared import LowRank, low_rank_added
 
 POLICY = "policy"  # the adapter of whoever speaks of no other
 SIDES = ("lora_A", "lora_B")
@@ -85,7 +86,25 @@ class LoRALinear(nn.Module):
             scaled_FR = update.scale * B_FR
             return _MergedProduct.apply(x, self.base.weight, self.base.bias, A_RD, scaled_FR)
         low = F.linear(F.dropout(x, update.dropout, self.training), A_RD.to(x.dtype))
-        return self.base(x) + F.linear(low, (update.scale * B_FR).to(x.dtype))
+        y = self.base(x)
+        if x.dim() != 2:
+            return y + F.linear(low, (update.scale * B_FR).to(x.dtype))
+        return low_rank_added(y, low, B_FR.to(x.dtype), update.scale)
+
+    def low_rank(self, x: torch.Tensor) -> LowRank | None:
+        """The layer as lora_shared takes it; None where it goes a way of its own with `x`.
+
+        On a CPU float32 does: many rows merge, and few are not worth joining the factors for.
+        """
+        name = self.active.name
+        if name not in self.updates or torch.compiler.is_compiling():
+            return None
+        update = self.updates[name]
+        drops = self.training and update.dropout > 0
+        on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+        if drops or on_cpu or x.dim() != 2 or self.base.weight.requires_grad:
+            return None
+        return LowRank(self.base.weight, self.base.bias, *self.factors(name), update.scale)
 
     def _merges(self, x: torch.Tensor) -> bool:
         """Whether W + scale B A is made first: on a CPU, for enough rows to pay for making it.
