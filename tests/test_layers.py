@@ -21,6 +21,7 @@ FLOORS = [
     {"flags", "registry"},
     {"isd", "objectives"},
     {"data"},
+    {"rewards"},
     {"recipe", "running"},
     {"planning"},
     {"training", "evaluation"},
