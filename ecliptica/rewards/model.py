@@ -98,9 +98,8 @@ def score_answers(scene: Scene, answers: Sequence[Answer]) -> list[float]:
     for example in examples:
         if together and together[-1].context == example.context:
             responses = (*together[-1].responses, *example.responses)
-            together[-1] = replace(
-                together[-1], responses=responses, scores=(0.0,) * len(responses)
-            )
+            scores = (0.0,) * len(responses)
+            together[-1] = replace(together[-1], responses=responses, scores=scores)
         else:
             together.append(example)
     return [

@@ -12,8 +12,9 @@ from ecliptica.config import choice
 from ecliptica.rewards.contract import Answer
 
 DECLINES = re.compile(
-    r"\b(i(?:'m| am) (?:sorry|afraid|unable|not able)|i (?:can(?:not|'t)|won't|will not|must decline)"
-    r"|(?:can(?:not|'t)|unable to) (?:help|assist|provide|answer)|i (?:have to )?(?:decline|refuse))\b"
+    r"\b(i(?:'m| am) (?:sorry|afraid|unable|not able)"
+    r"|i (?:can(?:not|'t)|won't|will not|must decline|have to decline|decline|refuse)"
+    r"|(?:can(?:not|'t)|unable to) (?:help|assist|provide|answer))\b"
 )
 
 
