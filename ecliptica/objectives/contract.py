@@ -20,6 +20,7 @@ class Needs:
     # the same contexts with the responses of others: batch.mismatched.
     labelled: bool = False
     rationale: bool = False  # the reason of the rejection as one more sequence: aside_S says which
+    rewards: bool = False  # the trained model's own scalar head, rows.rewards_S; no log-probs
 
     @property
     def frozen_model(self) -> bool:

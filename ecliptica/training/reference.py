@@ -18,7 +18,7 @@ from ecliptica.training.reference_cache import Maker, ReferenceCache, cache_key,
 from model.llama import Llama
 from model.lora import adapter_rows, add_lora, draw_lora
 from model.lora_layer import POLICY
-from model.scalar_head import add_scalar_head, draw_scalar_head
+from model.scalar_head import add_scalar_head, draw_scalar_head, reward_deviation
 from model.tensors import read_tensor
 from model.weights import EMBEDDING, HEAD, Edit, fill, is_added, meta_model
 
@@ -43,6 +43,9 @@ def starting_model(
         ranks.together(add_adapters, model, config)
     elif full:
         model.requires_grad_(True)
+    with_head = trained and objectives.get(config.objective).needs(config.objective).rewards
+    if with_head:
+        add_scalar_head(model)
     for block in model.model.layers:
         block.recompute = options.activation_checkpointing if trained else "off"
         if options.compile:
@@ -57,6 +60,9 @@ def starting_model(
     ranks.together(fill, model, config.model.path, device, stored, merged)
     if with_lora:
         draw_adapters(model, config)
+    if with_head:
+        deviation = reward_deviation(model.config.hidden_size)
+        draw_scalar_head(model, POLICY, config.training.seed, deviation)
     return model
 
 

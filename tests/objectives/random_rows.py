@@ -37,4 +37,5 @@ def random_rows(per_preference, dtype=torch.float64, seed=0):
         scores_S=torch.tensor(scores),
         kl_R=draw(0, 0.5).requires_grad_(),
         ref_logp_R=draw(-3, -0.1),
+        rewards_S=torch.randn(len(owner_S), generator=g).to(dtype).requires_grad_(),
     )

@@ -26,6 +26,7 @@ def visible(rows, needs):
         rows,
         kl_R=rows.kl_R if needs.kl else None,
         ref_logp_R=rows.ref_logp_R if needs.reference else None,
+        rewards_S=rows.rewards_S if needs.rewards else None,
     )
 
 
@@ -78,6 +79,7 @@ def alone(rows, preference):
         scores_S=rows.scores_S[sequences],
         kl_R=of(rows.kl_R),
         ref_logp_R=of(rows.ref_logp_R),
+        rewards_S=None if rows.rewards_S is None else rows.rewards_S[sequences],
     )
 
 
