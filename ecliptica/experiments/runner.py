@@ -119,11 +119,16 @@ class Runner:
             path = self.grid.plan(cell)
             if cell.name in done and cell.name in records:
                 stored = records[cell.name]
-            elif path.exists():
+            elif path.exists() and self.is_begun(cell):
                 stored = read_json(path)["claim"]
             else:
                 continue
             claims.check(cell, stored, claims.claim(self.grid, cell), self.how.any_code)
+
+    def is_begun(self, cell: Cell) -> bool:
+        """Whether there is work in its directory; one that failed before that may be mended."""
+        directory = self.grid.directory(cell)
+        return any((directory / name).exists() for name in ("config.toml", "results"))
 
     def wanted(self) -> list[Cell]:
         """The cells that this start has to run, in order: what is not done of its shard, and what
