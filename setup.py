@@ -16,7 +16,7 @@ setup(
     packages=find_packages(include=["ecliptica*", "kernels*", "model*"]),
     package_data={
         "ecliptica.isd": ["*.toml", "bank/*.jsonl", "sets/*"],
-        "ecliptica": ["recipes/*.toml"],
+        "ecliptica": ["recipes/*.toml", "recipes/ablations/*.toml"],
     },
     install_requires=[
         "torch>=2.10",  # products of half precision that accumulate into float32 (mm.dtype_out)
@@ -31,5 +31,6 @@ setup(
         "demo": ["gguf", "matplotlib"],
         "test": ["pytest", "pytest-xdist", "filelock", "gguf", "matplotlib", "ruff"],
         "peer": PEERS,
+        "cluster": ["submitit"],
     },
 )

@@ -26,7 +26,8 @@ FLOORS = [
     {"recipe", "running"},
     {"planning"},
     {"training", "evaluation"},
-    {"keys"},
+    {"keys", "experiments"},
+    {"ablate"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
