@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ecliptica.data.packing import by_budget, pack
+from ecliptica.data.packing import by_prefix, pack
 from ecliptica.evaluation.answers import batches, ends, seed_of
 from ecliptica.evaluation.questions import Answered, Question, Sampling
 from ecliptica.evaluation.scoring import (
@@ -85,7 +85,7 @@ def score_stream(
     budget = system.batch_tokens
     if system.model.head_weight_VD.device.type == "cpu":
         budget = min(budget, CPU_TOKENS)
-    for group in by_budget(instructed, budget):
+    for group in by_prefix(instructed, budget):
         logps, tokens = _scores(system, instructed, alone, group, alpha)
 
         # The sequences of the batch, dealt back to their jobs.

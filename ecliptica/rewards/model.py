@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ecliptica import policy
 from ecliptica.config import option
-from ecliptica.data.packing import by_budget, pack
+from ecliptica.data.packing import by_prefix, pack
 from ecliptica.data.templates import encode_pieces, render_context, response_pieces
 from ecliptica.record import RECORD, check_base, read_record
 from ecliptica.rewards.contract import Answer, Scene, Scorer
@@ -133,7 +133,7 @@ def _scored(
     model: Llama, examples: Sequence[Encoded], batch_tokens: int, name: str
 ) -> Iterator[tuple[int, list[float]]]:
     device = model.head_weight_VD.device
-    for group in by_budget(examples, batch_tokens):
+    for group in by_prefix(examples, batch_tokens):
         batch = pack([examples[index] for index in group]).to(device)
         rewards = iter(policy.rewards(model, batch, name).tolist())
         for index in group:
