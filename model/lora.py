@@ -238,7 +238,8 @@ def _fill(model: Llama, stored: Adapter, name: str) -> Llama:
         for side, tensor in zip(SIDES, pair):
             parameter = getattr(layer, parameter_name(side, name))
             first, end = kept_rows(parameter)
-            assign(layer, parameter_name(side, name), tensor[first:end].to(parameter))
+            rows = tensor[first:end].to(layer.base.weight.device, torch.float32)
+            assign(layer, parameter_name(side, name), rows)
     return model
 
 

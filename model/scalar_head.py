@@ -65,15 +65,15 @@ def draw_scalar_head(
     head = model.scalar_heads[name]
     generator = torch.Generator().manual_seed(seed)
     weight_D = deviation * torch.randn(model.config.hidden_size, generator=generator)
-    _assign(head, "weight", weight_D)
-    _assign(head, "bias", torch.zeros(1))
+    device = model.head_weight_VD.device
+    _assign(head, "weight", weight_D, device)
+    _assign(head, "bias", torch.zeros(1), device)
     return model
 
 
-def _assign(head: ScalarHead, name: str, tensor: torch.Tensor) -> None:
-    parameter = getattr(head, name)
-    first, end = kept_rows(parameter)
-    assign(head, name, tensor[first:end].to(parameter))
+def _assign(head: ScalarHead, name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    first, end = kept_rows(getattr(head, name))
+    assign(head, name, tensor[first:end].to(device, torch.float32))
 
 
 # Files
@@ -145,10 +145,11 @@ def load_scalar_head(
     head = model.scalar_heads[name]
     head.mean = float(tensors["mean"])
     head.std = float(tensors["std"])
-    if head.weight.is_meta:
+    device = model.head_weight_VD.device
+    if device.type == "meta":
         return model
     for part in PARAMETERS:
-        _assign(head, part, tensors[part])
+        _assign(head, part, tensors[part], device)
     return model
 
 

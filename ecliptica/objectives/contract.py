@@ -16,6 +16,7 @@ class Needs:
     reference: bool = False  # the reference's log-prob of each token: rows.ref_logp_R
     kl: bool = False  # the exact KL to the reference at each position: rows.kl_R
     values: bool = False  # a critic's value at each position
+    rewards: bool = False  # the trained model's own scalar head, rows.rewards_S; no log-probs
 
     @property
     def frozen_model(self) -> bool:

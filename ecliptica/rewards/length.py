@@ -1,8 +1,13 @@
-"""The contract "answer within so many words, and end": 1 if it is kept, 0 if not."""
+"""The contract "answer within so many words, and end": 1 if it is kept, 0 if not.
 
+Words are what white space separates. An empty answer keeps nothing, nor does one that was cut.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ecliptica.config import positive
+from ecliptica.rewards.contract import Answer
 
 
 @dataclass(frozen=True)
@@ -10,11 +15,13 @@ class Config:
     """The section `reward` with reward.name = "length"."""
 
     name: str = "length"
-    max_words: int = positive(20, "of a response")
+    max_words: int = positive(20, "of a response, which has to end by itself as well")
 
 
-def score(answers, config) -> list[float]:
-    """[1.0 or 0.0] of (instruction, prompt, text, ended) each."""
-    return [
-        float(ended and 0 < len(text.split()) <= config.max_words) for _, _, text, ended in answers
-    ]
+def score(answers: Sequence[Answer], config: Config) -> list[float]:
+    """[1.0 or 0.0]."""
+    rewards = []
+    for _, _, text, ended in answers:
+        words = len(text.split())
+        rewards.append(float(ended and 0 < words <= config.max_words))
+    return rewards

@@ -14,11 +14,13 @@ from ecliptica.data.templates import Template, as_text, render_context
 from ecliptica.files import replaced_directory
 from ecliptica.objectives import kl
 from ecliptica.recipe import Config
-from ecliptica.record import RECORD, base_adapter, read_record
+from ecliptica.record import RECORD, base_adapter, joint_digest, read_record
 from ecliptica.running.ranks import ALONE, Ranks
+from ecliptica.training.reference_cache import weights_digest
 from model.errors import InputError
 from model.llama import Llama
 from model.lora import adapter_pieces, lora_layers, save_adapter
+from model.lora_layer import POLICY
 from model.scalar_head import model_pieces, save_whole
 from model.weights import copy_companions
 
@@ -85,6 +87,11 @@ def export(
             for _ in pieces:
                 pass
 
+    # Known by its weights: an adapter is of use on this base alone.
+    made = made | {"base_sha256": joint_digest(weights_digest([config.model.path], ranks))}
+    if POLICY in model.scalar_heads:
+        head = model.scalar_heads[POLICY]
+        made = made | {"reward": {"mean": head.mean, "std": head.std}}
     ranks.together(take_part)
     return final
 

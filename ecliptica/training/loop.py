@@ -19,6 +19,7 @@ from ecliptica.running.signals import Signals
 from ecliptica.schema import Work
 from ecliptica.training import export, samples, setup
 from ecliptica.training.log import shown
+from ecliptica.training.reward_scale import set_reward_scale
 from ecliptica.training.schedules import Now
 from ecliptica.training.setup import Run
 from ecliptica.training.start_check import start_check
@@ -132,6 +133,9 @@ def export_of(run: Run, heartbeat: Heartbeat) -> Path:
     # The last parameters are looked at once more: the export may be all that is kept of them.
     run.checkpoints.check_finite(steps, state_of(learner.policy, learner.optimizer)["model"])
     heartbeat.at(steps, "export")
+    if learner.objective.needs(learner.settings).rewards:
+        micro = run.config.training.micro_preferences
+        set_reward_scale(learner.policy, run.source.used(), micro, run.ranks, run.device)
     record = export.record(run.config, run.data.template, steps)
     out = export.export(learner.policy, run.directory.path, run.config, record, run.ranks)
     run.log.result(f"{out}: exported after {steps} steps")

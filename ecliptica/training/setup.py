@@ -21,6 +21,7 @@ from ecliptica.online.rollouts import Rollouts
 from ecliptica.planning import gpus
 from ecliptica.policy import CRITIC, Reference
 from ecliptica.recipe import Config
+from ecliptica.rewards.contract import Scene
 from ecliptica.running.checkpoints import Checkpoints, state_of
 from ecliptica.running.ranks import Ranks
 from ecliptica.running.run_directory import RunDirectory
@@ -183,12 +184,13 @@ def with_actor(
     The actor has the reference in every rollout; the learner only if its loss computes with it.
     """
     needs = learner.objective.needs(config.objective)
+    scene = Scene(learner.policy, config.model.path, data.tokenizer, data.template)
     actor = Actor(
         policy=learner.policy,
         reference=learner.reference,
         critic=learner.critic,
         objective=learner.objective,
-        score=partial(rewards.get(config.reward).score, config=config.reward),
+        score=rewards.scorer(config.reward, scene),
         rollout=config.rollout,
         tokenizer=data.tokenizer,
         stop_ids=frozenset(stop_ids(data.template, data.tokenizer)),

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from ecliptica.objectives import kl
 from ecliptica.objectives.contract import Size, Step, Terms, WholeStep
-from ecliptica.policy import Reference, response_rows
+from ecliptica.policy import Reference, response_rows, reward_rows
 from ecliptica.running.ranks import ALONE, Ranks
 from ecliptica.running.sharding import settle
 from ecliptica.schema import PackedBatch, Rows
@@ -35,6 +35,8 @@ class Learner:
 
     def rows(self, batch: PackedBatch, grad: bool = True) -> Rows:
         """Log-prob and KL of each response token of a packed batch."""
+        if self.objective.needs(self.settings).rewards:
+            return reward_rows(self.policy, batch, grad=grad)
         return response_rows(
             self.policy, batch, self.reference, grad, self.critic, self.temperature
         )

@@ -11,10 +11,10 @@ from ecliptica.evaluation.judge import Judge
 from ecliptica.evaluation.metrics.generation_fidelity import (
     Classifier,
     Retrieval,
-    features,
     other_prompts,
 )
 from ecliptica.isd.bank import BANK, INSTRUCTIONS, Entry, load_bank, load_instructions
+from ecliptica.isd.instruction_classifier import features
 from model import cli
 from tests.conftest import write_jsonl
 from tests.evaluation.conftest import BASE, TRAINED

@@ -44,6 +44,7 @@ def random_rows(per_preference, dtype=torch.float64, seed=0):
             values_R=draw(-1, 1),
             returns_R=draw(-1, 1),
         ),
+        rewards_S=torch.randn(len(owner_S), generator=g).to(dtype).requires_grad_(),
     )
 
 

@@ -27,6 +27,7 @@ def visible(rows, needs):
         values_R=rows.values_R if needs.values else None,
         kl_R=rows.kl_R if needs.kl else None,
         ref_logp_R=rows.ref_logp_R if needs.reference else None,
+        rewards_S=rows.rewards_S if needs.rewards else None,
     )
 
 
@@ -63,6 +64,7 @@ def alone(rows, preference):
         ref_logp_R=of(rows.ref_logp_R),
         values_R=of(rows.values_R),
         sampled=rows.sampled.each(of),
+        rewards_S=None if rows.rewards_S is None else rows.rewards_S[sequences],
     )
 
 

@@ -12,7 +12,6 @@ A tie counts its share, an empty answer is wrong in all three. cut: reached the 
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ import numpy as np
 from ecliptica.evaluation.grid import DISTRACTORS
 from ecliptica.evaluation.metrics import Metric, nothing, top_share
 from ecliptica.isd.bank import Entry
+from ecliptica.isd.instruction_classifier import InstructionClassifier, words
 
 TITLES = {
     "both": ("generation fidelity (instruction and prompt)", "the truth"),
@@ -31,53 +31,18 @@ TITLES = {
 Vector = dict[str, float]
 
 
-def words(text: str) -> list[str]:
-    return re.findall(r"[\w']+", text.lower())
-
-
 # The instruction
 
 
-def features(text: str) -> Counter:
-    """Counts of words, word pairs, and what the eye sees: length, questions, lists, paragraphs."""
-    in_order = words(text)
-    counts = Counter(in_order)
-    counts.update(" ".join(pair) for pair in zip(in_order, in_order[1:]))
-    length = int(math.log2(len(in_order) + 1) * 2)
-    counts[f"<length {length}>"] += 3
-    counts["<question>"] += 2 * text.count("?")
-    counts["<exclaims>"] += text.count("!")
-    counts["<list>"] += len(re.findall(r"^\s*(?:[-*]|\d+\.)\s", text, re.M))
-    counts["<paragraphs>"] += text.count("\n\n")
-    counts["<ends in a question>"] += 3 * text.rstrip().endswith("?")
-    return +counts
-
-
-class Classifier:
-    """Multinomial naive Bayes with Laplace smoothing and equal priors."""
-
-    def __init__(self, texts: Sequence[str], labels: Sequence[str]):
-        self.labels = list(dict.fromkeys(labels))
-        counts = {label: Counter() for label in self.labels}
-        for text, label in zip(texts, labels):
-            counts[label].update(features(text))
-        vocabulary = sorted(set().union(*counts.values()))
-        self.column = {feature: n for n, feature in enumerate(vocabulary)}
-        rows = [[count[feature] for feature in vocabulary] for count in counts.values()]
-        count_KF = np.array(rows, dtype=np.float64)
-        total_K1 = count_KF.sum(1, keepdims=True) + len(vocabulary)
-        self.logp_FK = np.log((count_KF + 1) / total_K1).T
+class Classifier(InstructionClassifier):
+    """What an answer is taken for."""
 
     def shares(self, text: str) -> dict[str, float]:
         """{label: 1 if the text is taken for its, a share of a tie, else 0}; all 0 for an empty
         text."""
         if not text.strip():
             return dict.fromkeys(self.labels, 0.0)
-        known = {name: n for name, n in features(text).items() if name in self.column}
-        scores_K = np.zeros(len(self.labels))
-        if known:
-            columns = [self.column[name] for name in known]
-            scores_K = np.array(list(known.values()), dtype=np.float64) @ self.logp_FK[columns]
+        scores_K = self.scores(text)
         return {label: top_share(scores_K, n) for n, label in enumerate(self.labels)}
 
 
