@@ -72,16 +72,16 @@ class Sampled:
     values_R: torch.Tensor | None = None  # the critic's, when it was sampled
     returns_R: torch.Tensor | None = None  # what the critic is to learn
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Sampled":
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Sampled":
         changed = {k: None if v is None else change(v) for k, v in vars(self).items()}
         return Sampled(**changed)
 
     def part(self, first: int, end: int) -> "Sampled":
         """Of the tokens from `first` up to `end`."""
-        return self._each(lambda x_R: x_R[first:end])
+        return self.each(lambda x_R: x_R[first:end])
 
     def to(self, device: torch.device | str) -> "Sampled":
-        return self._each(lambda x_R: x_R.to(device))
+        return self.each(lambda x_R: x_R.to(device))
 
     @staticmethod
     def joined(parts: Sequence["Sampled"]) -> "Sampled":

@@ -13,6 +13,7 @@ from ecliptica.online.group import Group
 from ecliptica.online.prompts import Question
 from ecliptica.online.settings import RolloutConfig
 from ecliptica.policy import Reference, response_rows
+from ecliptica.rewards.contract import Scorer
 from ecliptica.schema import PackedBatch, Rows
 from model.generate import Room, sample
 from model.llama import Llama
@@ -21,9 +22,6 @@ from model.llama import Llama
 # without a gradient may round otherwise than the one with it.
 NEAR = {torch.float32: 1e-3}
 NEAR_IN_HALF = 0.05
-
-# (instruction, prompt, response, whether it ended by its own stop token)
-Answer = tuple[str | None, str, str, bool]
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Actor:
     reference: Reference
     critic: str | None  # the name of its adapter; None: the objective has no critic
     objective: ModuleType
-    score: Callable[[Sequence[Answer]], list[float]]
+    score: Scorer
     rollout: RolloutConfig
     tokenizer: Any
     stop_ids: frozenset[int]

@@ -10,13 +10,14 @@ from ecliptica import objectives
 from ecliptica.planning.reference_cost import cache_size, reference_kind, unique
 from ecliptica.policy import CRITIC, Reference, adapter_off_reference, model_reference
 from ecliptica.recipe import Config
+from ecliptica.rewards.model import REWARD, check_reward, is_adapter
 from ecliptica.running.ranks import ALONE, Ranks
 from ecliptica.running.sharding import mesh, shard
 from ecliptica.schema import Encoded
 from ecliptica.training.export import check_stands_by_itself
 from ecliptica.training.reference_cache import Maker, ReferenceCache, cache_key, weights_digest
 from model.llama import Llama
-from model.lora import adapter_rows, add_lora, draw_lora
+from model.lora import adapter_rows, add_lora, draw_lora, fill_adapter, load_adapter
 from model.lora_layer import POLICY
 from model.scalar_head import add_scalar_head, draw_scalar_head, reward_deviation
 from model.tensors import read_tensor
@@ -73,6 +74,14 @@ def adapters_of(config: Config) -> tuple[str, ...]:
     return (POLICY, CRITIC) if needs.values else (POLICY,)
 
 
+def judge_of(config: Config) -> str | None:
+    """The directory of the reward model's adapter, if it judges the responses of the run."""
+    online = objectives.learns_from_rollouts(config.objective)
+    if not online or config.reward.name != "model" or not is_adapter(config.reward.path):
+        return None
+    return config.reward.path
+
+
 def add_adapters(model: Llama, config: Config) -> None:
     """Every adapter that the run trains, of one rank and on the same layers; a critic's with its
     scalar head."""
@@ -81,6 +90,9 @@ def add_adapters(model: Llama, config: Config) -> None:
         add_lora(model, lora.rank, lora.alpha, lora.targets, lora.dropout, name=name)
     if CRITIC in adapters_of(config):
         add_scalar_head(model, CRITIC)
+    if judge := judge_of(config):
+        check_reward(judge, "none", config.model.path)
+        load_adapter(model, judge, REWARD, trained=False)
 
 
 def draw_adapters(model: Llama, config: Config) -> None:
@@ -89,6 +101,8 @@ def draw_adapters(model: Llama, config: Config) -> None:
         draw_lora(model, config.training.seed, name)
     if CRITIC in adapters_of(config):
         draw_scalar_head(model, CRITIC)
+    if judge := judge_of(config):
+        fill_adapter(model, judge, REWARD)
 
 
 def starting_edit(config: Config) -> Edit | None:

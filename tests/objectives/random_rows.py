@@ -3,13 +3,15 @@
 import torch
 
 from ecliptica import config
+from ecliptica.objectives.contract import Size
 from ecliptica.recipe import Config
-from ecliptica.schema import Rows
+from ecliptica.schema import Rows, Sampled
 
 
 def settings_of(**options):
     """The checked section `objective` of a recipe that says `options`."""
     table = {"model": {"path": "m"}, "data": {"train": "d"}, "objective": options}
+    table["rollout"] = {"prompts": "p", "responses": 2}
     return config.from_table(Config, table, "test").objective
 
 
@@ -37,5 +39,18 @@ def random_rows(per_preference, dtype=torch.float64, seed=0):
         scores_S=torch.tensor(scores),
         kl_R=draw(0, 0.5).requires_grad_(),
         ref_logp_R=draw(-3, -0.1),
+        values_R=draw(-1, 1).requires_grad_(),
+        sampled=Sampled(
+            logp_R=draw(-3, -0.1),
+            ref_logp_R=draw(-3, -0.1),
+            advantage_R=draw(-2, 2),
+            values_R=draw(-1, 1),
+            returns_R=draw(-1, 1),
+        ),
         rewards_S=torch.randn(len(owner_S), generator=g).to(dtype).requires_grad_(),
     )
+
+
+def size_of(rows):
+    """What an update from these rows alone is made from."""
+    return Size(int(rows.owner_S.max()) + 1, len(rows.owner_S), len(rows.segments_R))

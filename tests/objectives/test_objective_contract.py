@@ -9,10 +9,10 @@ from ecliptica import objectives
 from ecliptica.objectives.contract import Needs, Step, Terms, WholeStep
 from ecliptica.schema import Rows
 from model.errors import InputError
-from tests.objectives.random_rows import random_rows, settings_of
+from tests.objectives.random_rows import random_rows, settings_of, size_of
 
 NAMES = objectives.OBJECTIVES.names()
-STEP = Step(number=1, steps=4)
+STEP = Step(number=2, steps=4)  # past the warm-up of a critic
 
 
 def shape_of(objective):
@@ -24,6 +24,7 @@ def visible(rows, needs):
     """The rows with nothing in them that the objective did not ask for."""
     return replace(
         rows,
+        values_R=rows.values_R if needs.values else None,
         kl_R=rows.kl_R if needs.kl else None,
         ref_logp_R=rows.ref_logp_R if needs.reference else None,
         rewards_S=rows.rewards_S if needs.rewards else None,
@@ -49,10 +50,11 @@ class Batch:
         return self
 
 
-def with_baseline(objective, config, parts):
+def with_baseline(objective, config, parts, rows):
     """The step, with what the objective wants to know of all of it."""
+    step = replace(STEP, size=size_of(rows))
     if not hasattr(objective, "baseline"):
-        return STEP
+        return step
     whole = WholeStep(
         number=STEP.number,
         steps=STEP.steps,
@@ -61,7 +63,7 @@ def with_baseline(objective, config, parts):
         rows=lambda batch: batch.rows,
         sums=list,
     )
-    return replace(STEP, baseline=objective.baseline(whole))
+    return replace(step, baseline=objective.baseline(whole))
 
 
 def alone(rows, preference):
@@ -79,6 +81,8 @@ def alone(rows, preference):
         scores_S=rows.scores_S[sequences],
         kl_R=of(rows.kl_R),
         ref_logp_R=of(rows.ref_logp_R),
+        values_R=of(rows.values_R),
+        sampled=rows.sampled.each(of),
         rewards_S=None if rows.rewards_S is None else rows.rewards_S[sequences],
     )
 
@@ -100,7 +104,7 @@ def test_its_terms_are_sums_over_preferences_of_what_it_asked_for(name):
     objective, config = objectives.OBJECTIVES.get(name), settings_of(name=name)
     rows = visible(random_rows(shape_of(objective)), objective.needs(config))
     parts = [alone(rows, preference) for preference in range(4)]
-    step = with_baseline(objective, config, parts)
+    step = with_baseline(objective, config, parts, rows)
     whole = objective.loss(rows, config, step)
     pieces = [objective.loss(part, config, step) for part in parts]
     assert isinstance(whole, Terms)
@@ -117,7 +121,7 @@ def test_its_terms_are_sums_over_preferences_of_what_it_asked_for(name):
 def test_a_step_down_its_gradient_lowers_it(name):
     objective, config = objectives.OBJECTIVES.get(name), settings_of(name=name)
     rows = visible(random_rows(shape_of(objective)), objective.needs(config))
-    step = with_baseline(objective, config, [rows])
+    step = with_baseline(objective, config, [rows], rows)
     before = objective.loss(rows, config, step).loss
     before.backward()
     assert rows.logp_R.grad.any(), "no gradient reaches the log-probs"
