@@ -1,10 +1,12 @@
-"""The lines that `score` and `generate` are given: a prompt with or without instruction, or a
-context that is rendered text."""
+"""The lines that `score`, `generate` and `kl` are given: a prompt with or without instruction, a
+chat list as prompt, or a context that is rendered text."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from ecliptica.evaluation.scoring import Loaded, context_ids, response_ids
+from ecliptica.data.formats.messages import context_of_chat
+from ecliptica.data.templates import encode_pieces, render_context
+from ecliptica.evaluation.scoring import Loaded, response_ids
 from ecliptica.fields import text, texts
 from model.errors import InputError
 
@@ -19,6 +21,7 @@ class Given:
     instruction: str | None = None
     context: str | None = None  # rendered; None where there is a prompt
     responses: tuple[str, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()  # earlier (user, assistant) texts
 
 
 def parse(record: dict[str, Any], where: str, rendered: bool, responses: bool = True) -> Given:
@@ -32,6 +35,9 @@ def parse(record: dict[str, Any], where: str, rendered: bool, responses: bool = 
             f"{where}: 'context' is rendered text and needs --template none; with a template give "
             "'prompt'"
         )
+    if isinstance(record.get("prompt"), list):
+        instruction, turns, prompt = context_of_chat(record, "prompt", where)
+        return Given(where, record, prompt, instruction, responses=given, turns=turns)
     prompt = text(record, "prompt", where)
     instruction = text(record, "instruction", where, required=False)
     return Given(where, record, prompt, instruction, responses=given)
@@ -40,7 +46,8 @@ def parse(record: dict[str, Any], where: str, rendered: bool, responses: bool = 
 def context_of(system: Loaded, line: Given) -> list[int]:
     if system.template is None:
         return system.tokenizer.encode_rendered(line.context)
-    return context_ids(system, line.prompt, line.instruction)
+    pieces = render_context(system.template, line.prompt, line.instruction, line.turns)
+    return encode_pieces(system.tokenizer, pieces)
 
 
 def encode_response(system: Loaded, response: str) -> list[int]:

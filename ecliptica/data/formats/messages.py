@@ -10,6 +10,7 @@ from ecliptica.schema import Preference
 from model.errors import InputError
 
 Message = tuple[str, str | None]  # role and content; only a system message may be without
+Context = tuple[str | None, tuple[tuple[str, str], ...], str]  # instruction, turns, prompt
 
 
 def read(record: Record, where: str) -> Preference:
@@ -19,7 +20,23 @@ def read(record: Record, where: str) -> Preference:
     if history != other:
         raise InputError(f"{where}: 'chosen' and 'rejected' must share every message but the last")
 
-    # A system message, then turns that end with the user's.
+    instruction, turns, prompt = _context(history, where)
+    return Preference(
+        id=identity(record, where),
+        prompt=prompt,
+        responses=distinct(chosen, rejected, where),
+        instruction=instruction,
+        turns=turns,
+    )
+
+
+def context_of_chat(record: Record, key: str, where: str) -> Context:
+    """(instruction, earlier turns, prompt) of a chat list that ends with the user's message."""
+    return _context(_messages(record, key, where), where)
+
+
+def _context(history: list[Message], where: str) -> Context:
+    """A system message, then turns that end with the user's."""
     instruction = None
     if history and history[0][0] == "system":
         instruction = history[0][1]
@@ -31,13 +48,7 @@ def read(record: Record, where: str) -> Preference:
             f"got {', '.join(roles) or 'nothing'}"
         )
     contents = [content for _, content in history]
-    return Preference(
-        id=identity(record, where),
-        prompt=contents[-1],
-        responses=distinct(chosen, rejected, where),
-        instruction=instruction,
-        turns=tuple(zip(contents[0:-1:2], contents[1::2])),
-    )
+    return instruction, tuple(zip(contents[0:-1:2], contents[1::2])), contents[-1]
 
 
 def _side(record: Record, key: str, where: str) -> tuple[list[Message], str]:
