@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ecliptica import markdown
-from ecliptica.isd import audit_sets
+from ecliptica.isd import audit_sets, languages
 from ecliptica.isd.audited import NEAR, Audited, overlap_of_wordings, without_provenance
 from ecliptica.isd.bank import (
     BANK,
@@ -52,6 +52,7 @@ class Dataset:
     more: Mapping[str, Wordings]  # the further instructions
     axes: Mapping[str, str | None]  # and the axis of each
     sets: Mapping[str, Any]
+    languages: Mapping[str, Mapping[str, Wordings]]  # the instructions in other languages
 
 
 def load(
@@ -69,6 +70,7 @@ def load(
         more=load_instructions(more),
         axes=load_axes(more),
         sets=audit_sets.load(sets, table),
+        languages=languages.load_languages(),
     )
 
 
@@ -280,6 +282,10 @@ def splits(data: Dataset) -> Iterator[Audited]:
     yield _shared("paraphrases", used)
 
 
+def other_languages(data: Dataset) -> Iterator[Audited]:
+    return languages.audits(data.languages, data.instructions, data.bank)
+
+
 def sets(data: Dataset) -> Iterator[Audited]:
     return audit_sets.audits(data.sets, data.bank)
 
@@ -289,6 +295,7 @@ GROUPS: tuple[Callable[[Dataset], Iterator[Audited]], ...] = (
     shapes,
     wordings,
     splits,
+    other_languages,
     sets,
     responses,
 )

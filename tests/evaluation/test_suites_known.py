@@ -4,7 +4,10 @@ systems that are formulas."""
 import pytest
 
 from ecliptica.evaluation.suites import scale
+from ecliptica.isd.bank import load_instructions
+from ecliptica.isd.languages import load_language
 from ecliptica.isd.sets import STRENGTHS
+from model.errors import InputError
 from tests.conftest import write_jsonl
 from tests.evaluation.conftest import BASE, TRAINED, Jsd, lines_of, results_of, values
 
@@ -122,6 +125,59 @@ def test_paraphrase_of_a_model_that_ignores_the_prompt(results):
     """Seen by joint, not by column accuracy."""
     assert values(results("paraphrase", ignores_prompt))["all"] == 1
     assert values(results("paraphrase", ignores_prompt, metric="joint"))["all"] < 0.3
+
+
+SPANISH = load_language("es")
+ENGLISH = load_instructions()
+
+
+@pytest.fixture
+def of_the_ten(tmp_path):
+    """Results on a bank of two of the shipped instructions, in a language."""
+    names = ("concise", "creative")
+    responses = {name: name for name in names}
+    entry = {"prompt": "Why is it so?", "domain": "d", "split": "test", "responses": responses}
+    write_jsonl(tmp_path / "bank.jsonl", [entry | {"id": f"x{n}"} for n in range(4)])
+
+    def of(formula, language):
+        return results_of("paraphrase", formula, bank=f"{tmp_path}/bank.jsonl", language=language)
+
+    return of
+
+
+def reads(*tables):
+    """A model that obeys the instructions of these languages, and no others."""
+
+    def formula(instruction, prompt, response):
+        return float(any(instruction in table[response] for table in tables))
+
+    return formula
+
+
+def test_wordings_by_language(of_the_ten):
+    """A model that reads English and Spanish: right there, at chance in the other two."""
+    found = of_the_ten(reads(ENGLISH, SPANISH), "all")
+    assert values(found) == {
+        "all": 0.5,
+        "language_en": 1,
+        "language_es": 1,
+        "language_de": 0.5,
+        "language_fr": 0.5,
+        "worst": 0.5,
+    }
+    interval = found.systems[BASE]["language_de"]
+    assert interval.low == interval.high == 0.5
+    assert found.details["worst_language"][BASE] == "de"
+    found = of_the_ten(reads(SPANISH), "es")
+    assert values(found) == dict.fromkeys(
+        ("all", "worst", "wording_1", "wording_2", "wording_3"), 1
+    )
+    assert set(values(of_the_ten(reads(SPANISH), "fr")).values()) == {0.5}
+
+
+def test_an_instruction_that_no_file_translates_is_named(results):
+    with pytest.raises(InputError, match="the instruction 'ab', of which there is no French"):
+        results("paraphrase", perfect, language="fr")
 
 
 # underspecified

@@ -117,6 +117,14 @@ def twin_response(data):
     )
 
 
+def translated(data, code, name, number, text):
+    """One wording in another language replaced; None: taken out."""
+    texts = list(data.languages[code][name])
+    texts[number : number + 1] = [text] * (text is not None)
+    own = data.languages[code] | {name: tuple(texts)}
+    return replace(data, languages=data.languages | {code: own})
+
+
 SPOILT = [  # the audit, the spoilt copy, what is found
     ("prompts", lambda d: replace(d, bank=d.bank[:-1]), "499"),
     (
@@ -168,6 +176,33 @@ SPOILT = [  # the audit, the spoilt copy, what is found
             d, "instructions", "concise", 1, "Be brief: answer in two short sentences."
         ),
         "concise",
+    ),
+    (
+        "wordings in other languages",
+        lambda d: translated(d, "fr", "concise", 2, None),
+        "fr 29",
+    ),
+    (
+        "overlap of wordings in other languages",
+        lambda d: translated(d, "es", "concise", 1, "Sé muy breve: responde en una o dos frases."),
+        "concise (es)",
+    ),
+    (
+        "near-duplicate wordings in other languages",
+        lambda d: translated(
+            d, "de", "liberal", 2, d.languages["de"]["conservative"][2] + " Kurz."
+        ),
+        "conservative (de), liberal (de)",
+    ),
+    (
+        "words in other languages over English",
+        lambda d: translated(d, "de", "creative", 0, "Sei fantasievoll. " * 20),
+        "(creative (de))",
+    ),
+    (
+        "words of other languages' wordings in a prompt",
+        lambda d: entry(d, prompt="Which preámbulo would open a speech at the harbour best?"),
+        "preámbulo in",
     ),
     ("further instructions", lambda d: replace(d, axes=d.axes | {first_more(d): None}), "90 on"),
     (

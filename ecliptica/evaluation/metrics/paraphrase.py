@@ -8,7 +8,7 @@ chance level. The worst wording is chosen on the data, anew in every draw: its m
 below that of a fixed one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,8 @@ from ecliptica.evaluation.grid import Cross
 from ecliptica.evaluation.metrics import HOW, Derived, Metric, column_accuracy, level
 
 worst = HOW["lowest"]
+WORDING, LANGUAGE = "wording_", "language_"  # what the names of columns begin with
+PREFIXES = (WORDING, LANGUAGE)
 
 # A unit: one prompt, crossed with the instructions in each of their wordings.
 Reworded = Sequence[Cross]
@@ -57,7 +59,7 @@ def metrics(base: Metric, wordings: int) -> tuple[Metric | Derived, ...]:
     for number in range(wordings):
         columns.append(
             Metric(
-                f"wording_{number + 1}",
+                f"{WORDING}{number + 1}",
                 f"{base.title}, wording {number + 1}",
                 null,
                 base.blind_to,
@@ -69,6 +71,38 @@ def metrics(base: Metric, wordings: int) -> tuple[Metric | Derived, ...]:
     each = tuple(column.name for column in columns[1:])
     title = f"{base.title}, worst wording"
     return (*columns, Derived("worst", title, null, base.blind_to, each, "lowest"))
+
+
+def metrics_by_language(
+    base: Metric, numbers: Mapping[str, Sequence[int]]
+) -> tuple[Metric | Derived, ...]:
+    """The columns where the wordings are of several languages: under all of them, the worst
+    language, and each, the mean of its wordings.
+
+    numbers: {language: which of a unit's crosses are in it}.
+    """
+    under_all, *_ = metrics(base, 0)
+
+    def in_one(own: Sequence[int], unit: Reworded, answers) -> float:
+        return float(np.mean([base.parts(unit[number], answers) for number in own]))
+
+    columns = []
+    for language, own in numbers.items():
+        columns.append(
+            Metric(
+                f"{LANGUAGE}{language}",
+                f"{base.title}, instructions in {language}",
+                under_all.null,
+                base.blind_to,
+                under_all.questions,
+                partial(in_one, own),
+                reads="wordings",
+            )
+        )
+    each = tuple(column.name for column in columns)
+    title = f"{base.title}, worst language"
+    lowest = Derived("worst", title, under_all.null, base.blind_to, each, "lowest")
+    return under_all, *columns, lowest
 
 
 METRICS = metrics(column_accuracy.METRICS[0], wordings=3)
