@@ -15,6 +15,7 @@ from ecliptica.recipe import Config
 from model.errors import InputError
 
 CONTROL = "prompting-only"  # the cell that trains nothing
+CONTRAST = "contrastive-decoding"  # nothing is trained here either
 RECIPE = "recipe"  # the cell without differences
 LONGEST = 100  # characters of a cell's name, which is a directory's
 
@@ -251,12 +252,17 @@ def start_cell(ablation: Ablation, start: Start, seed: int | None) -> Cell:
     )
 
 
-def grid(ablation: Ablation, out: Path, recipes: Path) -> Grid:
-    """All cells: prompting only, the starts, the recipe itself, then the arms; each with its config
-    read once, so that whatever is wrong with one is said before anything runs. Raises InputError.
+def grid(ablation: Ablation, out: Path, recipes: Path, contrast: bool = False) -> Grid:
+    """All cells: prompting only, contrastive decoding where there is such a thing, the starts, the
+    recipe itself, then the arms.
+
+    The config of each is read once, so that whatever is wrong with one is said before anything
+    runs. Raises InputError.
     """
     check_starts(ablation)
     cells = [Cell(CONTROL, None)]
+    if contrast:
+        cells.append(Cell(CONTRAST, None))
     for start in in_order(ablation):
         seeds = ablation.seeds[:1] if start.shared else ablation.seeds
         cells += [start_cell(ablation, start, seed) for seed in seeds]

@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ecliptica.experiments import cells, planning, report
+from ecliptica.experiments import cells, measuring, planning, report
 from ecliptica.experiments.ablation import Ablation
 from ecliptica.experiments.cells import Grid
 from ecliptica.experiments.runner import How, Runner, Shard
@@ -24,7 +24,7 @@ def how(args: Namespace, shard: tuple[int, int]) -> How:
 
 def grid_of(spec: Ablation, out: Path, recipes: Path, overrides: Sequence[str]) -> Grid:
     cells.write_recipes(spec, recipes, overrides)
-    return cells.grid(spec, out, recipes)
+    return cells.grid(spec, out, recipes, contrast=measuring.has_contrast())
 
 
 def plan(spec: Ablation, out: Path, overrides: Sequence[str]) -> str:

@@ -18,11 +18,15 @@ from ecliptica.evaluation.results import Results
 from ecliptica.evaluation.suites import Suite
 from ecliptica.evaluation.suites.switch import own_references
 from ecliptica.experiments.ablation import Measurement
+from ecliptica.experiments.cells import CONTRAST
 from ecliptica.files import append_lines, journal
 from ecliptica.recipe import Config
 from model.errors import InputError
 from model.tokenizer import load_tokenizer
 
+# The suites that ask log-probs and answers alone, which contrastive decoding has.
+CONTRASTED = ("switch", "paraphrase", "scale", "fidelity")
+ALPHA = 1.0  # of it, where the suite's options do not say `contrast`
 # What the ablation itself says of every suite.
 OURS = (
     "model",
@@ -49,6 +53,7 @@ class Where:
     control: Path  # that of the cell which trains nothing
     ledger: Path
     trained: bool
+    contrasted: bool = False
 
     @cached_property
     def template(self) -> str:
@@ -128,17 +133,26 @@ def measured(run: Path, plan: dict[str, Any], config: Config) -> Iterator[tuple[
         control=out / "cells" / plan["control"],
         ledger=out / "ledger",
         trained=plan["seed"] is not None,
+        contrasted=plan["cell"] == CONTRAST,
     )
     loaded: dict[str, Any] = {}
     for entry in plan["suites"]:
         options = dict(entry)
         measurement = Measurement(options.pop("label"), options.pop("suite"), options)
+        if where.contrasted and measurement.suite not in CONTRASTED:
+            continue
         yield measurement.label, one(measurement, where, loaded)
+
+
+def has_contrast() -> bool:
+    """Whether contrastive decoding of the instruction is there to be a control."""
+    return "contrast" in names_of(option_types(suites.get("switch"))[0])
 
 
 def one(measurement: Measurement, where: Where, loaded: dict[str, Any]) -> Results:
     """The results of one suite; loaded: systems that an earlier one has left there."""
     suite = suites.get(measurement.suite)
+    measurement = with_contrast(measurement, where.contrasted)
     out = where.run / "results" / measurement.label
     if not suite.asks_systems:
         answers = written_answers(measurement, where, out)
@@ -160,13 +174,22 @@ def one(measurement: Measurement, where: Where, loaded: dict[str, Any]) -> Resul
     return results
 
 
+def with_contrast(measurement: Measurement, contrasted: bool) -> Measurement:
+    """The options for one cell: `contrast` is of the cell that is about it alone."""
+    options = dict(measurement.options)
+    alpha = options.pop("contrast", ALPHA)
+    if contrasted:
+        options["contrast"] = alpha
+    return replace(measurement, options=options)
+
+
 def written_answers(measurement: Measurement, where: Where, out: Path) -> Path:
     """The file of answers of base and trained. The base's are the control cell's: a line is found
     by what it is an answer to, so they count as they are."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / ANSWERS
     earlier = where.control / "results" / measurement.label / ANSWERS
-    if where.trained and not path.exists() and earlier.exists():
+    if where.run != where.control and not path.exists() and earlier.exists():
         append_lines(path, journal(earlier))
     isd_generate.run(generation(measurement, where.systems() | {"out": str(path)}))
     return path

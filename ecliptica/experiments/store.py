@@ -164,10 +164,10 @@ def as_text(value: Any) -> str:
 
 
 def rows_of(name: str, arm: str, seed: int | None, label: str, results: Results) -> list[Row]:
-    """A row a metric of the cell's own systems: those that are not the control, and of a cell that
-    trains nothing all. Conditions, such as the instruction removed, are systems of their own."""
+    """A row a metric of the cell's own systems: those that are not the control; of the cell that
+    has no other, its own. Conditions, such as the instruction removed, are systems of their own."""
     systems = list(results.systems)
-    own = systems if seed is None else systems[1:]
+    own = systems[1:] or systems
     rows = []
 
     def add(system: str, by_name: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ class Kept:
         """{arm: its cells that are done, a seed each}."""
         arms: dict[str, list[Cell]] = {}
         for cell in self.done:
-            if cell.seed is not None:
+            if cell.name != CONTROL:
                 arms.setdefault(cell.arm, []).append(cell)
         return arms
 
@@ -70,7 +70,7 @@ def of_suite(kept: Kept, label: str) -> list[Table]:
         return [alone(control)]
     metrics = shared_metrics(control, arms)
     pooled = pooling.table(arms, metrics)
-    tables = [values(control, arms, pooled, metrics), changes(control, arms, pooled, metrics)]
+    tables = [values(kept, control, arms, pooled, metrics), changes(control, arms, pooled, metrics)]
     tables += pairs(kept.ablation, arms, metrics, control)
     return [*tables, every_seed(kept, arms, pooled, metrics, control)]
 
@@ -92,7 +92,7 @@ def system_row(control: Results, system: str, metrics: Sequence[str]) -> list:
     return [system, *(control.systems[system][name] for name in metrics)]
 
 
-def values(control: Results, arms, pooled, metrics: Sequence[str]) -> Table:
+def values(kept: Kept, control: Results, arms, pooled, metrics: Sequence[str]) -> Table:
     """A row an arm: each metric, KL spent, and what could have been seen of the headline."""
     titles = [control.metrics[name].title for name in metrics]
     known = any(map(pooling.has_kl, arms.values()))
@@ -101,8 +101,8 @@ def values(control: Results, arms, pooled, metrics: Sequence[str]) -> Table:
     for system in control.systems:
         own = system_row(control, system, metrics)
         rows.append([own[0], "-", *own[1:]])
-    for arm, seeds in arms.items():
-        rows.append([arm, str(len(seeds)), *(pooled[arm][name].value for name in metrics)])
+    for arm in arms:
+        rows.append([arm, seeds_of(kept, arm), *(pooled[arm][name].value for name in metrics)])
     if known:
         spent = [None] * len(control.systems) + [pooling.kl(seeds) for seeds in arms.values()]
         rows = [[*row, cell] for row, cell in zip(rows, spent, strict=True)]
@@ -132,6 +132,12 @@ def changes(control: Results, arms, pooled, metrics: Sequence[str]) -> Table:
             ]
         )
     return Table(f"Differences to {CONTROL}", head, rows)
+
+
+def seeds_of(kept: Kept, arm: str) -> str:
+    """How many; none of an arm that trains nothing."""
+    trained = [cell for cell in kept.arms[arm] if cell.seed is not None]
+    return str(len(trained)) if trained else "-"
 
 
 def headline_of(control: Results, metrics: Sequence[str]) -> str:
@@ -173,8 +179,12 @@ def every_seed(kept: Kept, arms, pooled, metrics: Sequence[str], control: Result
     rows = []
     for arm in arms:
         for number, cell in enumerate(kept.arms[arm]):
-            rows.append([arm, str(cell.seed), *(pooled[arm][n].seeds[number] for n in metrics)])
+            rows.append([arm, seed_of(cell), *(pooled[arm][n].seeds[number] for n in metrics)])
     return Table("Every seed", ["arm", "seed", *titles], rows)
+
+
+def seed_of(cell: Cell) -> str:
+    return "-" if cell.seed is None else str(cell.seed)
 
 
 def conditions(kept: Kept, label: str) -> list[Table]:
@@ -194,7 +204,7 @@ def conditions(kept: Kept, label: str) -> list[Table]:
             if results is None or len(results.systems) < 2:
                 continue
             for condition, by_name in results.controls.get(pooling.trained(results), {}).items():
-                rows.append([arm, str(cell.seed), condition, by_name.get(headline)])
+                rows.append([arm, seed_of(cell), condition, by_name.get(headline)])
     if not rows:
         return []
     title = control.metrics[headline].title
