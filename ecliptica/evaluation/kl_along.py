@@ -1,11 +1,11 @@
 """How the exact KL of two models along responses is measured: the command `kl`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from ecliptica.data.templates import encode_pieces, end_of_turn
 from ecliptica.evaluation import statistics, systems
 from ecliptica.evaluation.answers import ends
-from ecliptica.evaluation.commands.kl import Options
 from ecliptica.evaluation.given import Given, context_of, encode_response, parse
 from ecliptica.evaluation.scoring import Job, Scored, score_all
 from ecliptica.evaluation.systems import System
@@ -15,7 +15,7 @@ from model.errors import InputError
 from model.generate import generate
 
 
-def measure(options: Options) -> None:
+def measure(options: Any) -> None:
     """The whole command. Raises InputError."""
     # What can be wrong before a model is loaded: the lines, and the output.
     rendered = options.template == "none"
@@ -39,7 +39,7 @@ def measure(options: Options) -> None:
     print(summary(options.out, scored))
 
 
-def reference_of(system: System, options: Options) -> Reference:
+def reference_of(system: System, options: Any) -> Reference:
     """What the KL is taken to."""
     if options.reference is None:
         return adapter_off_reference(system.model)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ecliptica.evaluation import statistics, systems
-from ecliptica.evaluation.commands.reward import Options
 from ecliptica.evaluation.given import Given, context_of, encode_response, parse
 from ecliptica.evaluation.scoring import check_finite, check_fits
 from ecliptica.fields import text
@@ -18,7 +17,7 @@ from model.lora_layer import POLICY
 from model.scalar_head import load_scalar_head
 
 
-def measure(options: Options) -> None:
+def measure(options: Any) -> None:
     """The whole command. Raises InputError."""
     # What can be wrong before a model is loaded: the lines, the output, whose reward model it is.
     rendered = options.template == "none"
@@ -58,7 +57,7 @@ def is_preference(line: Given) -> bool:
     return "responses" not in line.record
 
 
-def check(options: Options) -> None:
+def check(options: Any) -> None:
     """Raises InputError for what is no reward model, or one of another base."""
     if not options.adapter:
         check_reward(options.model, options.template, None)
