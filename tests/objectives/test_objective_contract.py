@@ -124,8 +124,10 @@ def test_a_step_down_its_gradient_lowers_it(name):
     step = with_baseline(objective, config, [rows], rows)
     before = objective.loss(rows, config, step).loss
     before.backward()
-    assert rows.logp_R.grad.any(), "no gradient reaches the log-probs"
-    moved = replace(rows, logp_R=(rows.logp_R - 1e-3 * rows.logp_R.grad).detach())
+    learns = "rewards_S" if objective.needs(config).rewards else "logp_R"
+    numbers = getattr(rows, learns)
+    assert numbers.grad.any(), f"no gradient reaches {learns}"
+    moved = replace(rows, **{learns: (numbers - 1e-3 * numbers.grad).detach()})
     assert objective.loss(moved, config, step).loss < before
 
 
