@@ -29,7 +29,17 @@ setup(
     ],
     extras_require={
         "demo": ["gguf", "matplotlib"],
-        "test": ["pytest", "pytest-xdist", "filelock", "gguf", "matplotlib", "ruff"],
+        "ecliptica-30k": ["pyarrow", "pyyaml"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "filelock",
+            "gguf",
+            "matplotlib",
+            "pyarrow",
+            "pyyaml",
+            "ruff",
+        ],
         "peer": PEERS,
         "cluster": ["submitit"],
     },

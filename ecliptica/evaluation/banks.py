@@ -1,10 +1,12 @@
 """What the suites of the bank share: their options, and the prompts and instructions these name."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ecliptica.config import Rule, choice, option
+from ecliptica.evaluation.grid import MEANT
 from ecliptica.evaluation.metrics import Metric, reading
+from ecliptica.evaluation.written_answers import read_answers
 from ecliptica.isd.bank import (
     BANK,
     INSTRUCTIONS,
@@ -25,14 +27,20 @@ class BankOptions:
     """Of every suite that measures prompts of a bank."""
 
     bank: str = option(
-        str(BANK), "JSON lines, or a directory of them", default_text=SHIPPED["bank"]
+        str(BANK), "JSON lines, a directory of them, or parquet", default_text=SHIPPED["bank"]
     )
     instructions: str = option(
-        str(INSTRUCTIONS), "TOML of id = [wordings]", default_text=SHIPPED["instructions"]
+        str(INSTRUCTIONS),
+        "TOML of id = [wordings], YAML or parquet",
+        default_text=SHIPPED["instructions"],
     )
     split: str = choice("test", SPLITS, "which prompts")
     limit: int | None = option(
         None, "only so many prompts: a quick look, stamped as not reportable", AT_LEAST_ONE
+    )
+    answers: str | None = option(
+        None,
+        "JSON lines of isd-generate: the first system's answers stand for reference responses",
     )
 
 
@@ -64,13 +72,16 @@ def load_crossed(options: BankOptions) -> Crossed:
     """
     instructions = load_instructions(options.instructions)
     bank = load_bank(options.bank, instructions)
+    if options.answers:
+        bank = with_answers(bank, options.answers, list(instructions))
     split = [entry for entry in bank if entry.split == options.split]
     if not split:
         raise no_prompt(options.bank, options.split, bank)
     entries = [entry for entry in split if entry.responses][: options.limit]
     if not entries:
         raise InputError(
-            f"{options.bank}: no prompt of the split {options.split!r} has reference responses"
+            f"{options.bank}: no prompt of the split {options.split!r} has reference responses; "
+            "for a bank without them give the answers that isd-generate wrote as --answers"
         )
     names = [name for name in instructions if name in entries[0].responses]
     for entry in entries:
@@ -85,6 +96,29 @@ def load_crossed(options: BankOptions) -> Crossed:
             f"{options.bank}: one prompt; prompt match needs at least one other to tell it from"
         )
     return Crossed(bank, entries, {name: instructions[name] for name in names})
+
+
+def with_answers(bank: Sequence[Entry], path: str, instructions: Sequence[str]) -> list[Entry]:
+    """The bank with answers of a model for responses: those of the first system of the file, to
+    each prompt that it has answered under every instruction, in the first wording there is.
+
+    Raises InputError for an answer that is empty, which no likelihood is measured of.
+    """
+    prompts = {entry.id for entry in bank}
+    first = next(iter(read_answers(path, prompts, instructions).values()))
+    responses: dict[str, dict[str, str]] = {}
+    for (condition, prompt, _), lines in first.lines.items():
+        if condition != MEANT or set(lines) != set(instructions):
+            continue
+        texts = {name: line["r"] for name, line in lines.items()}
+        empty = [name for name, text in texts.items() if not text.strip()]
+        if empty:
+            raise InputError(
+                f"{path}: the answer of {first.label} to {prompt} under {empty[0]} is empty; it "
+                "cannot stand for a response: leave the prompt out, or generate another"
+            )
+        responses.setdefault(prompt, texts)
+    return [replace(entry, responses=responses.get(entry.id, {})) for entry in bank]
 
 
 def no_prompt(path: str, split: str, bank: Sequence[Entry]) -> InputError:

@@ -30,6 +30,7 @@ class Judge:
                 "instructions learns from them"
             )
         texts = [entry.responses[name] for entry in train for name in instructions]
+        self.labels = list(instructions)
         self.classifier = Classifier(texts, list(instructions) * len(train))
         documents = {entry.id: (entry.prompt, list(entry.responses.values())) for entry in bank}
         self.retrieval = Retrieval(documents)
@@ -101,7 +102,7 @@ class Answered:
 
     def by_instruction(self, answers, column: str) -> list[float]:
         each = [by_column[column] for _, by_column in self._values(answers)]
-        return [mean([values[name] for values in each]) for name in self.judge.classifier.labels]
+        return [mean([values[name] for values in each]) for name in self.judge.labels]
 
     def _values(self, answers) -> list:
         """Of each wording; nothing under a condition that this system did not answer."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ecliptica.fields import Record, identity, text
 from ecliptica.files import read_records, read_toml
+from ecliptica.isd import ecliptica_30k
 from model.errors import InputError
 
 HERE = Path(__file__).parent
@@ -111,8 +112,11 @@ def _instructions(path: str | Path) -> dict[str, tuple[Wordings, str | None]]:
     """{id: (wordings, axis)}.
 
     At the top of the file an entry is id = [wordings], or [id] with `paraphrases`, or [axis] with
-    entries in it.
+    entries in it. A parquet or YAML file is read as ECLIPTICA-30k.
     """
+    if ecliptica_30k.is_published(path):
+        types = ecliptica_30k.read_types(path)
+        return {name: (own.wordings, own.axis) for name, own in types.items()}
     table = {}
 
     def add(name: str, value: object, axis: str | None) -> None:
@@ -149,8 +153,14 @@ def load_bank(path: str | Path = BANK, instructions: Collection[str] | None = No
     """The entries of a JSONL file, or of every *.jsonl in a directory in order of name.
 
     A line is {"id", "prompt", "domain", "split" [, "responses": {instruction id: text}, "source",
-    "form", "author", "licence"]}; ids are unique over all of it.
+    "form", "author", "licence"]}; ids are unique over all of it. A parquet file is read as
+    ECLIPTICA-30k: its prompts without responses, all of the test split.
     """
+    if Path(path).suffix.lower() in ecliptica_30k.PARQUET:
+        return [
+            Entry(name, own.text, domain=own.source, split="test", source=own.source)
+            for name, own in ecliptica_30k.read_prompts(path).items()
+        ]
     files = [Path(path)]
     if files[0].is_dir():
         files = sorted(files[0].glob("*.jsonl"))

@@ -39,10 +39,12 @@ Line = dict[str, Any]
 class Options(SamplingOptions, Compared):
     out: str = option(..., "JSON lines to write; what it has already is not generated again")
     bank: str = option(
-        str(BANK), "JSON lines, or a directory of them", default_text=SHIPPED["bank"]
+        str(BANK), "JSON lines, a directory of them, or parquet", default_text=SHIPPED["bank"]
     )
     instructions: str = option(
-        str(INSTRUCTIONS), "TOML of id = [wordings]", default_text=SHIPPED["instructions"]
+        str(INSTRUCTIONS),
+        "TOML of id = [wordings], YAML or parquet",
+        default_text=SHIPPED["instructions"],
     )
     split: str = choice("test", (*SPLITS, "all"), "which prompts")
     limit: int | None = option(None, "only so many prompts: a quick look", AT_LEAST_ONE)

@@ -4,6 +4,9 @@ wrote; no model is loaded.
 See metrics/generation_fidelity.py. The published fidelity, shift and M1 stand below, labelled as
 such: metrics/published.py. Several wordings of a prompt are averaged. Conditions that isd-generate
 made with --controls are a second table.
+
+A bank without references, such as ECLIPTICA-30k: what needs none is measured, the published
+scores against the texts of the instructions; apart by axis and kind where these have some.
 """
 
 from collections.abc import Sequence
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ecliptica.config import option
+from ecliptica.evaluation import unreferenced
 from ecliptica.evaluation.banks import AT_LEAST_ONE, SHIPPED
 from ecliptica.evaluation.grid import MEANT
 from ecliptica.evaluation.judge import Answered, Judge
@@ -32,7 +36,9 @@ class Options:
         default_text=SHIPPED["bank"],
     )
     instructions: str = option(
-        str(INSTRUCTIONS), "TOML of id = [wordings]", default_text=SHIPPED["instructions"]
+        str(INSTRUCTIONS),
+        "TOML of id = [wordings], YAML or parquet",
+        default_text=SHIPPED["instructions"],
     )
     limit: int | None = option(
         None, "only so many prompts: stamped as not reportable", AT_LEAST_ONE
@@ -40,9 +46,19 @@ class Options:
 
 
 def prepare(options: Options) -> Study:
-    instructions = list(load_instructions(options.instructions))
+    texts = load_instructions(options.instructions)
+    instructions = list(texts)
     bank = load_bank(options.bank, instructions)
-    judge = Judge(bank, instructions, options.bank)
+
+    # What the answers are measured with: the bank's references, or what there is without.
+    types = unreferenced.types_of(options.instructions)
+    has_references = any(entry.responses for entry in bank)
+    if has_references:
+        judge = Judge(bank, instructions, options.bank)
+        metrics = METRICS
+    else:
+        judge = unreferenced.TextJudge(bank, texts, types)
+        metrics = unreferenced.METRICS
     systems = read_answers(options.data, {entry.id for entry in bank}, instructions)
     conditions = list(dict.fromkeys(name for own in systems.values() for name in own.conditions()))
     if MEANT not in conditions:
@@ -62,15 +78,28 @@ def prepare(options: Options) -> Study:
         return [Answered(judge, prompt, condition, tuple(wordings[prompt])) for prompt in prompts]
 
     ablated = any(own.ablation for own in systems.values())
+    meant = units(MEANT)
+    of_suite = partial(details, judge, instructions, prompts)
+    if not has_references:
+        of_suite = partial(by_group, judge, types, meant)
     return Study(
-        units=units(MEANT),
-        metrics=METRICS,
+        units=meant,
+        metrics=metrics,
         part_names=instructions,
         controls={name: units(name) for name in conditions if name != MEANT},
-        details=partial(details, judge, instructions, prompts),
+        details=of_suite,
         recorded=systems,
         record={"ablation": True} if ablated else {},
     )
+
+
+def by_group(judge: unreferenced.TextJudge, types, units, asked: Asked) -> Details:
+    """The same apart by axis and by kind."""
+    note = (
+        "The bank has no references: instructions are not recognised, and the published scores "
+        "compare an answer with the texts of its instruction."
+    )
+    return Details(notes=[note], tables=unreferenced.tables(judge, types, units, asked))
 
 
 def details(
