@@ -7,8 +7,8 @@ The whole suite on that many test prompts is laid out, and a random sample of it
 context with up to 32 of its responses) is scored, float32, chatml, by each in turn. --design: what
 column accuracy asks with so many responses a prompt, instead of joint and prompt match. Ours: a
 tree of prefixes, rows gathered before the head; the same with documents batched by length alone;
-the same in bfloat16 (--bfloat16). transformers: one row a response, log-softmax of its logits, (a) a response at
-a time, (b) in right-padded batches of similar lengths, (c) as (b) with torch's
+the same in bfloat16 (--bfloat16). transformers: one row a response, log-softmax of its logits, (a)
+a response at a time, (b) in right-padded batches of similar lengths, (c) as (b) with torch's
 F.linear_cross_entropy over the response's rows in the place of logits, where torch has it. Prints
 scored responses per second, ratios (medians over the rounds), the largest difference to ours in
 float32 of each in nats, and what the suite asks.
