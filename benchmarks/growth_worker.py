@@ -61,12 +61,18 @@ def random_examples(args: argparse.Namespace) -> list[Encoded]:
 
 
 def apart(examples: list[Encoded]) -> list[Encoded]:
-    """Every response with a copy of its prompt: what a trainer without shared prefixes computes."""
-    return [
-        Encoded(example.id, example.context, (response,), (0.0,))
-        for example in examples
-        for response in example.responses
-    ]
+    """Every response with a prompt of its own: what a trainer without shared prefixes computes.
+
+    The prompts are as long as before and differ in every token: `pack` would share copies.
+    """
+    generator = torch.Generator().manual_seed(1)
+    largest = max(max(example.context) for example in examples)
+    copies = []
+    for example in examples:
+        for response in example.responses:
+            context = torch.randint(largest, (len(example.context),), generator=generator)
+            copies.append(Encoded(example.id, tuple(context.tolist()), (response,), (0.0,)))
+    return copies
 
 
 def step(model: Llama, batch: PackedBatch, reference) -> None:
