@@ -105,8 +105,10 @@ def test_a_step_down_its_gradient_lowers_it(name):
     step = with_baseline(objective, config, [rows], rows)
     before = objective.loss(rows, config, step).loss
     before.backward()
-    assert rows.logp_R.grad.any(), "no gradient reaches the log-probs"
-    moved = replace(rows, logp_R=(rows.logp_R - 1e-3 * rows.logp_R.grad).detach())
+    name = "rewards_S" if objective.needs(config).rewards else "logp_R"
+    read = getattr(rows, name)
+    assert read.grad.any(), f"no gradient reaches {name}"
+    moved = replace(rows, **{name: (read - 1e-3 * read.grad).detach()})
     assert objective.loss(moved, config, step).loss < before
 
 

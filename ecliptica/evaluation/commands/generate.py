@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ecliptica.config import option
 from ecliptica.evaluation import systems
 from ecliptica.evaluation.answers import SamplingOptions, ends
-from ecliptica.evaluation.given import context_of, parse
+from ecliptica.evaluation.given import Given, context_of, parse
 from ecliptica.evaluation.questions import Sampling
 from ecliptica.evaluation.scoring import Loaded
 from ecliptica.files import check_writable, read_records, write_lines
@@ -33,16 +33,20 @@ def run(options: Options) -> None:
     system = systems.load_one(options)
 
     contexts = [context_of(system, line) for line in given]
-    room = system.window - options.max_new_tokens
     for line, context in zip(given, contexts):
-        if not 0 < len(context) <= room:
-            raise InputError(
-                f"{line.where}: {len(context)} tokens and {options.max_new_tokens} new ones; "
-                f"the model's window is {system.window}"
-            )
+        check_room(system, line, context, options.max_new_tokens)
     texts = respond(system, contexts, options.sampling)
     write_lines(options.out, (line.record | {"text": text} for line, text in zip(given, texts)))
     print(f"{options.out}: {len(given)} responses generated")
+
+
+def check_room(system: Loaded, line: Given, context: Sequence[int], new_tokens: int) -> None:
+    """Raises InputError for a context that leaves the model's window no room for a response."""
+    if not 0 < len(context) <= system.window - new_tokens:
+        raise InputError(
+            f"{line.where}: {len(context)} tokens and {new_tokens} new ones; "
+            f"the model's window is {system.window}"
+        )
 
 
 def respond(system: Loaded, contexts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
