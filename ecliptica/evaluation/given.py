@@ -1,6 +1,7 @@
 """The lines that `score`, `generate` and `kl` are given: a prompt with or without instruction, a
 chat list as prompt, or a context that is rendered text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,3 +55,12 @@ def encode_response(system: Loaded, response: str) -> list[int]:
     if system.template is None:
         return system.tokenizer.encode_rendered(response)
     return response_ids(system, response)
+
+
+def check_room(system: Loaded, line: Given, context: Sequence[int], new_tokens: int) -> None:
+    """Raises InputError for a context that leaves the model's window no room for a response."""
+    if not 0 < len(context) <= system.window - new_tokens:
+        raise InputError(
+            f"{line.where}: {len(context)} tokens and {new_tokens} new ones; the model's window is "
+            f"{system.window}"
+        )

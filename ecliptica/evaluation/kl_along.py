@@ -16,7 +16,7 @@ from model.generate import generate
 
 
 def measure(options: Any) -> None:
-    """The whole command. Raises InputError."""
+    """The whole command; options: its flags. Raises InputError."""
     # What can be wrong before a model is loaded: the lines, and the output.
     rendered = options.template == "none"
     given = read_records(

@@ -18,7 +18,7 @@ from model.scalar_head import load_scalar_head
 
 
 def measure(options: Any) -> None:
-    """The whole command. Raises InputError."""
+    """The whole command; options: its flags. Raises InputError."""
     # What can be wrong before a model is loaded: the lines, the output, whose reward model it is.
     rendered = options.template == "none"
     given = read_records(options.data, lambda record, where: read(record, where, rendered))

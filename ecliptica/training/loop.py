@@ -155,7 +155,10 @@ def update(run: Run, work: Work, now: Now) -> dict[str, float]:
             here = [batch.to(run.device) for batch in batches]
             metrics.append(optimizer_step(run.learner, here, step_of(now), run.ranks, check))
             check = None
-        return of_updates(metrics) | work.metrics
+        joined = of_updates(metrics)
+        if work.metrics:  # a rollout's seconds stand beside each other
+            joined["update_seconds"] = joined["step_seconds"]
+        return joined | work.metrics
     except InputError as error:
         # Every rank's, or this one's alone, which then says it itself.
         raise InputError(

@@ -8,7 +8,6 @@ from typing import Any
 from ecliptica.config import option
 from ecliptica.evaluation import options
 from ecliptica.files import check_writable, read_records, write_lines
-from model.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +40,11 @@ def run(options: Options) -> None:
 def plain(system: Any, given: Sequence[Any], options: Options) -> list[str]:
     """A text for every line. Raises InputError for one that does not fit the window."""
     from ecliptica.evaluation.answers import respond
-    from ecliptica.evaluation.given import context_of
+    from ecliptica.evaluation.given import check_room, context_of
 
     contexts = [context_of(system, line) for line in given]
-    room = system.window - options.max_new_tokens
     for line, context in zip(given, contexts):
-        if not 0 < len(context) <= room:
-            raise InputError(
-                f"{line.where}: {len(context)} tokens and {options.max_new_tokens} new ones; "
-                f"the model's window is {system.window}"
-            )
+        check_room(system, line, context, options.max_new_tokens)
     return respond(system, contexts, options.sampling)
 
 
