@@ -50,6 +50,13 @@ class Dialogue:
         self.last: Answer | None = None  # the answer to the last of `turns`
         self._threads = {base: Thread(system.model) for base in (False, True)}
 
+    def warm_up(self) -> None:
+        """Run what contexts begin with: tokenizer and model are then ready for the first prompt."""
+        context = self._context(Turn("Hello.", self.instruction), ())
+        with self.system.switched():
+            for _ in self._threads[False].answer(context, 1, ends(self.system)):
+                pass
+
     @property
     def has_base(self) -> bool:
         return len(self.system.directories) > 1

@@ -7,7 +7,7 @@ its own. Greedy. Through a pipe the answers are plain lines, with --json one obj
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,7 @@ def run(options: Options) -> None:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     screen = Screen(terminal, options.json)
     dialogue = Dialogue(system, options.instruction or None, options.max_new_tokens)
+    dialogue.warm_up()
     Chat(dialogue, screen).until_the_end()
 
 
@@ -66,38 +67,35 @@ class Chat:
         """Every line of standard input; returns at its end or at /quit."""
         if self.screen.terminal:
             self.screen.say("A line is a prompt; /help lists the commands, Ctrl-D ends.")
-        for line in self._lines():
+        going_on = True
+        while going_on:
             try:
-                if self.obey(line):
-                    break
+                going_on = self._next()
+            except KeyboardInterrupt:
+                self.screen.say("\nNothing to stop; /quit or Ctrl-D ends.")
             except InputError as error:
                 self.screen.say(str(error))
+            except BrokenPipeError:
+                raise
             except OSError as error:
                 self.screen.say(f"{error.filename or 'output'}: {error.strerror or error}")
         if self.screen.terminal and self.unsaved:
             self.screen.say("The end; this conversation was not saved.")
 
-    def _lines(self) -> Iterator[str]:
-        """Lines that are text; a word about those that are not."""
-        while True:
-            self.screen.invite()
-            try:
-                raw = sys.stdin.buffer.readline()
-            except KeyboardInterrupt:
-                self.screen.say("\nNothing to stop; /quit or Ctrl-D ends.")
-                continue
-            if not raw:
-                return
-            try:
-                line = raw.decode("utf-8").strip()
-            except UnicodeDecodeError as error:
-                self.screen.say(
-                    f"That line is no UTF-8 text ({error.reason} at byte {error.start}) and was "
-                    "passed over; nothing else is lost."
-                )
-                continue
-            if line:
-                yield line
+    def _next(self) -> bool:
+        """Read a line and do what it says; whether the conversation goes on. Raises InputError."""
+        self.screen.invite()
+        raw = sys.stdin.buffer.readline()
+        if not raw:
+            return False
+        try:
+            line = raw.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"that line is no UTF-8 text ({error.reason} at byte {error.start}) and was passed "
+                "over; nothing else is lost"
+            ) from error
+        return not (line and self.obey(line))
 
     def obey(self, line: str) -> bool:
         """Do what a line says; whether it ends the conversation. Raises InputError."""
