@@ -16,14 +16,16 @@ import pytest
 
 from ecliptica import ablate
 from ecliptica.evaluation.results import Results
-from ecliptica.experiments import ablation, command, runner, work
+from ecliptica.experiments import ablation, command, measuring, runner, work
 from ecliptica.experiments.store import Store
 from model.errors import InputError
 from tests.conftest import write_jsonl
 from tests.evaluation.conftest import small_bank
 
 ROOT = Path(__file__).parent.parent.parent
-CELLS = ("prompting-only", "sft,seed=0", "beta=0.1,seed=0", "beta=0.05,seed=0")
+# Cells that train nothing: contrastive decoding is one wherever evaluation has it.
+UNTRAINED = ["prompting-only", *["contrastive-decoding"] * measuring.has_contrast()]
+CELLS = [*UNTRAINED, "sft,seed=0", "beta=0.1,seed=0", "beta=0.05,seed=0"]
 
 
 class Here:
@@ -111,7 +113,7 @@ def by_cell(out):
 
 def test_a_sweep_from_one_start_is_a_table_and_a_page(whole):
     path, out = whole
-    assert by_cell(out) == list(CELLS)
+    assert by_cell(out) == CELLS
     numbers = {
         (row["cell"], row["metric"]): float(row["value"]) for row in rows(out) if row["value"]
     }
@@ -188,7 +190,7 @@ def test_if_no_run_works_the_first_failure_is_the_last(small, tmp_path):
     out = tmp_path / "out"
     text = f'[set]\n"data.train" = "{bad}"\n[axes]\n"objective.beta" = [0.1, 0.2, 0.3]\n'
     assert not run(small(text), out)
-    assert by_cell(out) == ["prompting-only", "beta=0.1,seed=0"]
+    assert by_cell(out) == [*UNTRAINED, "beta=0.1,seed=0"]
 
 
 def test_a_full_disk_stops_all_in_one_line_and_loses_nothing(small, tmp_path):
@@ -219,7 +221,7 @@ def test_shards_take_parts_that_are_all_of_it(small, tmp_path):
     for number in (1, 2):
         shard = runner.Shard(number, 2)
         parts.append([c.name for c in runner.Runner(grid, store, runner.How(shard=shard)).wanted()])
-    shared = {"prompting-only"}
+    shared = set(UNTRAINED)
     assert set(parts[0]) & set(parts[1]) == shared
     assert set(parts[0]) | set(parts[1]) == {cell.name for cell in grid.cells}
 
@@ -263,7 +265,7 @@ def test_kill_9_at_any_point_and_the_table_is_the_same_bytes(whole, tmp_path, re
     out = tmp_path / "killed"
     for _ in range(request.config.getoption("--kills")):
         process = started(path, out)
-        time.sleep(draw.uniform(1, 20))
+        time.sleep(draw.uniform(1, 12))
         process.send_signal(signal.SIGKILL)
         process.communicate()
     process = started(path, out)

@@ -38,11 +38,18 @@ def has(kind, name):
     return name in kind.__dataclass_fields__
 
 
+def rewards():
+    """The names of the rewards; none where there is no such room."""
+    folder = ablation.SHIPPED.parent.parent / "rewards"
+    return {path.stem for path in folder.glob("*.py")}
+
+
 AWAITED = {
     **{
         f"got '{name}'": lambda name=name: name in objectives.configs()
         for name in ("simpo", "ipo", "orpo", "kto", "grpo")
     },
+    "reward.name: expected one of": lambda: "classifier" in rewards(),
     "data.isd_negatives": lambda: has(isd.Config, "isd_negatives"),
     "data.isd_hold_out": lambda: has(isd.Config, "isd_hold_out"),
     "data.instruction_in": lambda: has(isd.Config, "instruction_in"),
