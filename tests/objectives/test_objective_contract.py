@@ -101,9 +101,13 @@ def test_a_step_down_its_gradient_lowers_it(name):
     step = with_baseline(objective, config, [rows])
     before = objective.loss(rows, config, step).loss
     before.backward()
-    assert rows.logp_R.grad.any(), "no gradient reaches the log-probs"
-    moved = replace(rows, logp_R=(rows.logp_R - 1e-3 * rows.logp_R.grad).detach())
-    assert objective.loss(moved, config, step).loss < before
+    moved = {}
+    for column in ("logp_R", "rewards_S"):
+        value = getattr(rows, column)
+        if value is not None and value.grad is not None and value.grad.any():
+            moved[column] = (value - 1e-3 * value.grad).detach()
+    assert moved, "no gradient reaches what the model says"
+    assert objective.loss(replace(rows, **moved), config, step).loss < before
 
 
 @pytest.mark.parametrize(
