@@ -39,6 +39,10 @@ def test_no_help_of_evaluation_and_no_mistyped_flag_waits_for_torch():
 
     needed = {
         "fidelity": ["--data", "x"],
+        "pairs": ["--data", "x", "--model", "x", "--template", "x"],
+        "kl": ["--data", "x", "--model", "x", "--template", "x"],
+        "reward": ["--data", "x", "--model", "x", "--template", "x"],
+        "contract": ["--data", "x", "--reward", "length", "--model", "x", "--template", "x"],
         "score": ["--data", "x", "--model", "x", "--template", "x"],
         "generate": ["--data", "x", "--model", "x", "--template", "x"],
     }
