@@ -7,13 +7,15 @@ its train split; data.eval those of the dev split, in that split's own wording.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ecliptica.config import option, positive, seed
+from ecliptica.config import option, positive, seed, share
+from ecliptica.data import corrections
 from ecliptica.data.formats import cita
 from ecliptica.data.settings import DataConfig
-from ecliptica.isd.bank import BANK, INSTRUCTIONS, load_bank, load_instructions
+from ecliptica.isd.bank import BANK, INSTRUCTIONS, load_bank, load_instructions, own_wording
 from ecliptica.isd.hard import read_scores
 from ecliptica.isd.pairs import pairs
 from ecliptica.schema import Preference
+from model.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Config(DataConfig):
         "", "samples.jsonl of `eval.py switch --split train`: adds the hardest wrong responses"
     )
     isd_system: str = option("", "whose scores in that file; empty: the last")
+    corrections: float = share(
+        0.0, "of the preferences at the end of a conversation that corrects the instruction"
+    )
 
 
 def read_file(path: str, config: Config, split: str) -> Sequence[Preference]:
@@ -40,4 +45,16 @@ def read_file(path: str, config: Config, split: str) -> Sequence[Preference]:
     if config.isd_scores and split == "train":
         scores, _ = read_scores(config.isd_scores, list(instructions), config.isd_system or None)
     records = pairs(bank, instructions, split, config.isd_seed, config.isd_rounds, scores)
-    return [cita.read(record, record["id"]) for record in records]
+    preferences = [cita.read(record, record["id"]) for record in records]
+    if not config.corrections:
+        return preferences
+    if not config.use_instruction:
+        raise InputError(
+            "data.corrections: a conversation holds the instruction, and data.use_instruction is "
+            "false; leave one of the two out"
+        )
+    entries = [entry for entry in bank if entry.split == split and entry.responses]
+    texts = {name: own_wording(split, wordings) for name, wordings in instructions.items()}
+    source = corrections.Source(entries, texts)
+    place = f"{config.isd_seed} {split}"
+    return corrections.with_histories(preferences, source, config.corrections, place)
