@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ecliptica.data.formats.messages import context_of_chat
-from ecliptica.data.templates import encode_pieces, render_context
-from ecliptica.evaluation.scoring import Loaded, response_ids
+from ecliptica.evaluation.scoring import Loaded, context_ids, response_ids
 from ecliptica.fields import text, texts
 from model.errors import InputError
 
@@ -47,8 +46,7 @@ def parse(record: dict[str, Any], where: str, rendered: bool, responses: bool = 
 def context_of(system: Loaded, line: Given) -> list[int]:
     if system.template is None:
         return system.tokenizer.encode_rendered(line.context)
-    pieces = render_context(system.template, line.prompt, line.instruction, line.turns)
-    return encode_pieces(system.tokenizer, pieces)
+    return context_ids(system, line.prompt, line.instruction, line.turns)
 
 
 def encode_response(system: Loaded, response: str) -> list[int]:

@@ -18,7 +18,7 @@ def prior(question: Question) -> Question:
     kept = ("response_to", "response")
     names = {name: question.names[name] for name in kept if name in question.names}
     names = {"condition": "content-free"} | names
-    return replace(question, prompt=CONTENT_FREE, instruction=None, names=names)
+    return replace(question, prompt=CONTENT_FREE, instruction=None, turns=(), names=names)
 
 
 def questions(question: Question) -> Iterator[Question]:

@@ -48,6 +48,7 @@ class Question:
     asked: str = "logp"
     other_instruction: str | None = None  # of a jsd: the second context's
     sampling: Sampling | None = None  # of an answer
+    turns: tuple[tuple[str, str], ...] = ()  # of a logp or kl: (user, assistant) texts before it
     names: dict[str, Any] = field(default_factory=dict)  # ids of prompt, instruction, ...
 
     @cached_property
@@ -62,7 +63,8 @@ class Question:
             # The names count here: an answer is sampled with a seed of its own for each of them.
             ids = [self.names[name] for name in ("condition", "prompt", "instruction", "wording")]
             return [*ids, self.prompt, self.instruction]
-        return [self.instruction, self.prompt, self.response]
+        identity = [self.instruction, self.prompt, self.response]
+        return [*identity, self.turns] if self.turns else identity
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Question) and self._whole() == other._whole()

@@ -50,8 +50,15 @@ class Scored:
     kls: list[float] | None
 
 
-def context_ids(system: Loaded, prompt: str, instruction: str | None = None) -> list[int]:
-    return encode_pieces(system.tokenizer, render_context(system.template, prompt, instruction))
+def context_ids(
+    system: Loaded,
+    prompt: str,
+    instruction: str | None = None,
+    turns: Sequence[tuple[str, str]] = (),
+) -> list[int]:
+    """turns: earlier (user, assistant) texts."""
+    pieces = render_context(system.template, prompt, instruction, turns)
+    return encode_pieces(system.tokenizer, pieces)
 
 
 def response_ids(system: Loaded, response: str) -> list[int]:
@@ -78,7 +85,7 @@ def documents(questions: Sequence[Question]) -> list[list[Question]]:
     document."""
     by_context = {}
     for question in questions:
-        context = question.instruction, question.prompt
+        context = question.instruction, question.prompt, question.turns
         by_context.setdefault(context, []).append(question)
     parts = []
     for same_context in by_context.values():
@@ -90,7 +97,7 @@ def documents(questions: Sequence[Question]) -> list[list[Question]]:
 def job_of(system: Loaded, questions: Sequence[Question]) -> Job:
     """The job of questions that have one context."""
     first = questions[0]
-    context = context_ids(system, first.prompt, first.instruction)
+    context = context_ids(system, first.prompt, first.instruction, first.turns)
     responses = [response_ids(system, question.response) for question in questions]
     return Job(str(first), context, responses)
 

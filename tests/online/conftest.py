@@ -80,7 +80,7 @@ def asked(tmp_path_factory, preferences):
     return write_jsonl(tmp_path_factory.mktemp("asked") / "prompts.jsonl", lines)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def vowels(tmp_path_factory):
     """A directory of rewards with one more."""
     path = tmp_path_factory.mktemp("vowels")

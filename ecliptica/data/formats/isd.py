@@ -7,7 +7,8 @@ its train split; data.eval those of the dev split, in that split's own wording.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ecliptica.config import option, positive, seed
+from ecliptica.config import option, positive, seed, share
+from ecliptica.data import corrections
 from ecliptica.data.formats import cita
 from ecliptica.data.settings import DataConfig
 from ecliptica.isd.bank import (
@@ -17,6 +18,7 @@ from ecliptica.isd.bank import (
     load_bank,
     load_families,
     load_instructions,
+    own_wording,
     without,
 )
 from ecliptica.isd.hard import read_scores
@@ -43,10 +45,18 @@ class Config(DataConfig):
         "", "TOML of family = [ids]: one instruction drawn from each; shipped: the shipped one"
     )
     isd_hold_out: tuple[str, ...] = option((), "ids of instructions to leave out of training")
+    corrections: float = share(
+        0.0, "of the preferences at the end of a conversation that corrects the instruction"
+    )
 
     def check(self) -> None:
-        """hard ones have a key of their own."""
+        """Hard ones have a key of their own; a history holds the instruction. Raises InputError."""
         Pairing(negatives=self.isd_negatives).kinds(self.isd_scores or None)
+        if self.corrections and not self.use_instruction:
+            raise InputError(
+                "data.corrections: a conversation holds the instruction, and data.use_instruction "
+                "is false; leave one of the two out"
+            )
 
 
 def read_file(path: str, config: Config, split: str) -> Sequence[Preference]:
@@ -69,7 +79,15 @@ def read_file(path: str, config: Config, split: str) -> Sequence[Preference]:
         families = of_trained(load_families(place, everything), instructions, str(place))
     pairing = Pairing(config.isd_seed, config.isd_rounds, negatives, families)
     records = pairs(bank, instructions, split, pairing, scores)
-    return [cita.read(record, record["id"]) for record in records]
+    preferences = [cita.read(record, record["id"]) for record in records]
+    if not config.corrections:
+        return preferences
+    entries = [entry for entry in bank if entry.split == split and entry.responses]
+    texts = {name: own_wording(split, wordings) for name, wordings in instructions.items()}
+    source = corrections.Source(entries, texts)
+    return corrections.with_histories(
+        preferences, source, config.corrections, f"{config.isd_seed} {split}"
+    )
 
 
 def of_trained(families: Families, instructions: Collection[str], where: str) -> Families:
