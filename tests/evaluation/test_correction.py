@@ -3,7 +3,8 @@ gets of it."""
 
 import pytest
 
-from ecliptica.data.corrections import IN_TESTS, IN_TRAINING, Source, with_histories
+from ecliptica.data.corrections import IN_TESTS, IN_TRAINING
+from ecliptica.data.histories import Source, with_histories
 from ecliptica.evaluation.suites.correction import dealt
 from ecliptica.isd.bank import load_bank, load_instructions, own_wording
 from ecliptica.schema import Preference

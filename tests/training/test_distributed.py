@@ -23,7 +23,11 @@ from tests.training.runs import ROOT, TORCHRUN, rows, weights
 CASES = {
     "lora": ("model.path={p}/untied",),
     "full": ("model.path={p}/untied", "lora.rank=0"),
-    "reward": ("model.path={p}/untied", "objective.name=reward"),
+    "reward": (
+        "model.path={p}/untied",
+        "objective.name=reward",
+        "training.max_steps=3",
+    ),
     "reward-full": (
         "model.path={p}/tied",
         "objective.name=reward",

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ecliptica.config import option, positive, seed, share
-from ecliptica.data import corrections
+from ecliptica.data import histories
 from ecliptica.data.formats import cita
 from ecliptica.data.settings import DataConfig
 from ecliptica.isd.bank import (
@@ -84,8 +84,8 @@ def read_file(path: str, config: Config, split: str) -> Sequence[Preference]:
         return preferences
     entries = [entry for entry in bank if entry.split == split and entry.responses]
     texts = {name: own_wording(split, wordings) for name, wordings in instructions.items()}
-    source = corrections.Source(entries, texts)
-    return corrections.with_histories(
+    source = histories.Source(entries, texts)
+    return histories.with_histories(
         preferences, source, config.corrections, f"{config.isd_seed} {split}"
     )
 

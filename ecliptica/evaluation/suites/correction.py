@@ -32,14 +32,14 @@ class Options(WordedOptions):
 
 def prepare(options: Options) -> Study:
     crossed = load_crossed(options)
-    if len(crossed.entries) < 2:
+    split = [entry for entry in crossed.bank if entry.split == options.split and entry.responses]
+    if len(split) < 2:
         raise InputError(f"{options.bank}: one prompt; a correction needs another one to ask")
     wording = in_one_wording(options, crossed.instructions)
-    asked = spread(crossed.entries, options.prompts)
     units, uncorrected = [], []
-    for number, entry in enumerate(asked):
+    for number, entry in enumerate(spread(crossed.entries, options.prompts)):
         old, new = dealt(number, len(wording))
-        other = asked[(number + 1) % len(asked)]
+        other = split[(split.index(entry) + 1) % len(split)]
         case = Case(entry, other, wording, old, new)
         units.append(case.unit())
         uncorrected.append(case.uncorrected())
@@ -53,8 +53,8 @@ def prepare(options: Options) -> Study:
 
 
 def spread(entries: Sequence[Entry], count: int) -> list[Entry]:
-    """At least two entries, evenly spread over all, in their order."""
-    count = max(2, min(count, len(entries)))
+    """So many entries, evenly spread over all, in their order."""
+    count = min(count, len(entries))
     return [entries[number * len(entries) // count] for number in range(count)]
 
 
